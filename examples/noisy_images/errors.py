@@ -1,0 +1,16 @@
+"""Errors of a user's input: one sentence that says what is wrong and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """An error that the command line prints as one line, without a traceback, with exit status 2."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Return the error for a name that does not exist: the nearest names first, then all of them."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in nearest)}? " if nearest else ""
+    return UserError(f"unknown {kind} {name!r}: {hint}choose one of {', '.join(names)}.")

@@ -1,0 +1,251 @@
+"""Descent stages: perturbed gradient -> update.
+
+Each is an Optax transformation that acts on ``h``, the gradient at ``w + eps``, and receives ``g``, the gradient at
+``w``, as the extra argument ``unperturbed_grads``. Where the two are compared, they are compared in float32 (float64
+where the gradients are); the update leaves in the dtype of ``h``.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from saner_jax._hyperparameters import Hyperparameter, check_hyperparameter, value_at
+from saner_jax._leaves import PyTree, cast_like, multiply, scale_to, select_leaves, widen
+
+
+class Reweighting(optax.GradientTransformationExtraArgs):
+    """A descent stage that acts on elements by their ratio ``r = h / g``; the monitored share is taken before it."""
+
+
+def is_downweighted(h: jax.Array, g: jax.Array) -> jax.Array:
+    """Return where SAM shrank the gradient without turning it, ``0 < h / g < 1``, as bools of the same shape.
+
+    ``h`` lies strictly between 0 and ``g``: comparisons only, since a quotient would need a guard that flips signs near
+    zero and a product underflows. Subnormal numbers count as zero, because accelerators flush them.
+    """
+    tiny = jnp.finfo(h.dtype).tiny  # type: ignore[no-untyped-call]
+    return ((h >= tiny) & (h < g)) | ((h <= -tiny) & (h > g))
+
+
+class SubtractOrthogonalState(NamedTuple):
+    """State of :func:`subtract_orthogonal`."""
+
+    step: jax.Array
+    """Steps taken, int32 ()."""
+    alpha: jax.Array
+    """Share subtracted in the last step (in the first one before any), float ()."""
+
+
+def subtract_orthogonal(alpha: Hyperparameter) -> optax.GradientTransformationExtraArgs:
+    """Subtract the part of the unperturbed gradient that is orthogonal to the perturbed one: GSAM's descent.
+
+    ::
+
+        g_perp = g - (<g, h> / ||h||^2) h
+        update = h - alpha * g_perp
+
+    with global inner products. Stepping against ``-g_perp`` raises the loss at ``w`` a little without touching, to
+    first order, the loss at ``w + eps``, so the gap between the two closes. ``alpha = 0`` is the identity. A zero ``h``
+    leaves ``g_perp = g``.
+
+    Args:
+      alpha: share of the orthogonal part, dimensionless (GSAM's code: 0.4 for CIFAR); a number, a schedule or a traced
+        value.
+
+    Returns:
+      A descent stage.
+
+    Raises:
+      ValueError: update is called without ``unperturbed_grads``.
+
+    Example:
+      >>> stage = saner_jax.subtract_orthogonal(0.5)
+      >>> h, g = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([2.0, 3.0])}
+      >>> update, _ = stage.update(h, stage.init(h), unperturbed_grads=g)
+      >>> update["w"].tolist()
+      [1.0, -1.5]
+
+    References:
+      Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
+      <https://arxiv.org/abs/2203.08065>`_, 2022, algorithm 1.
+    """
+    check_hyperparameter("alpha", alpha)
+
+    def init_fn(params: optax.Params) -> SubtractOrthogonalState:
+        del params
+        step = jnp.zeros([], jnp.int32)
+        return SubtractOrthogonalState(step, value_at("alpha", alpha, step))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: SubtractOrthogonalState,
+        params: optax.Params | None = None,
+        *,
+        unperturbed_grads: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SubtractOrthogonalState]:
+        del params, extra_args
+        h, g = widen(updates), widen(_require(unperturbed_grads, "subtract_orthogonal"))
+        alpha_now = value_at("alpha", alpha, state.step)
+        # The unit vector first: ||h||^2 would underflow for norms that ||h|| still holds.
+        unit = scale_to(h, optax.tree.norm(h), jnp.ones([]))
+        parallel = multiply(unit, optax.tree.vdot(g, unit))
+        orthogonal = multiply(jax.tree.map(jnp.subtract, g, parallel), alpha_now)
+        corrected = jax.tree.map(jnp.subtract, h, orthogonal)
+        return cast_like(corrected, updates), SubtractOrthogonalState(optax.safe_increment(state.step), alpha_now)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class DownweightState(NamedTuple):
+    """State of :func:`downweight`."""
+
+    step: jax.Array
+    """Steps taken, int32 ()."""
+    alpha: jax.Array
+    """Down-weighting of the last step (of the first one before any), float ()."""
+
+
+def downweight(alpha: Hyperparameter, mask: PyTree | None = None) -> optax.GradientTransformationExtraArgs:
+    """Damp the elements that the perturbation itself shrank: SANER's descent.
+
+    Where noisy labels dominate a direction, the perturbation amplifies the clean part of the gradient against them and
+    the element shrinks. SANER shrinks it further::
+
+        r = h / g
+        update = (1 - alpha) * h  where 0 < r < 1,  h elsewhere
+
+    The test is by comparison: same sign, ``|h| < |g|``, both non-zero; subnormal numbers count as zero. A NaN, a
+    non-finite ``h``, ``r = 1`` and zeros are not masked; a finite ``h`` under an infinite ``g`` of the same sign is. A
+    non-finite element of ``h`` is never turned finite. ``alpha = 0`` is the identity, ``alpha = 1`` removes the masked
+    elements, and a negative alpha magnifies them (as in the paper's figure 3).
+
+    Args:
+      alpha: how much of a masked element is removed, dimensionless (paper: 0.5, after a ramp: :func:`alpha_ramp`); a
+        number, a schedule or a traced value.
+      mask: leaves that are reweighted: pytree of bools (or a prefix of one), or a function of params; None for all.
+
+    Returns:
+      A descent stage; as ``reweight=`` of the aliases it is SANER on that method.
+
+    Raises:
+      ValueError: update is called without ``unperturbed_grads``; the mask has another structure than params.
+      TypeError: the mask holds something other than bools.
+
+    Example:
+      >>> stage = saner_jax.downweight(0.5)
+      >>> g = {"w": jnp.array([2.0, 2.0, -2.0, 2.0, 0.0])}
+      >>> h = {"w": jnp.array([1.0, 3.0, -1.0, -1.0, 1.0])}
+      >>> update, _ = stage.update(h, stage.init(h), unperturbed_grads=g)
+      >>> update["w"].tolist()
+      [0.5, 3.0, -0.5, -1.0, 1.0]
+
+    References:
+      Luong et al., `Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting
+      <https://arxiv.org/abs/2411.17132>`_, 2026; equations 16 and 17 for the variants of SAM.
+
+    .. note::
+      The released code tests ``h / (g + 1e-8)``, whose sign is wrong near ``g = -1e-8``, and its ``alpha`` is
+      ``1 - alpha`` of the paper; here alpha is the paper's.
+    """
+    check_hyperparameter("alpha", alpha)
+
+    def init_fn(params: optax.Params) -> DownweightState:
+        del params
+        step = jnp.zeros([], jnp.int32)
+        return DownweightState(step, value_at("alpha", alpha, step))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: DownweightState,
+        params: optax.Params | None = None,
+        *,
+        unperturbed_grads: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, DownweightState]:
+        del extra_args
+        alpha_now = value_at("alpha", alpha, state.step)
+        g = _require(unperturbed_grads, "downweight")
+        updates = _where_downweighted(lambda h, g: (1 - alpha_now).astype(h.dtype) * h, updates, g, params, mask)
+        return updates, DownweightState(optax.safe_increment(state.step), alpha_now)
+
+    return Reweighting(init_fn, update_fn)
+
+
+def restore_downweighted(mask: PyTree | None = None) -> optax.GradientTransformationExtraArgs:
+    """Put the unperturbed gradient back where the perturbation shrank it: the descent of SGD-D.
+
+    ::
+
+        update = g  where 0 < h / g < 1,  h elsewhere
+
+    It undoes exactly the elements that :func:`downweight` acts on, by the same test: the paper's ablation, which
+    memorizes noisy labels nearly as fast as SGD.
+
+    Args:
+      mask: leaves that are restored: pytree of bools (or a prefix of one), or a function of params; None for all.
+
+    Returns:
+      A descent stage without state.
+
+    Raises:
+      ValueError: update is called without ``unperturbed_grads``; the mask has another structure than params.
+      TypeError: the mask holds something other than bools.
+
+    Example:
+      >>> stage = saner_jax.restore_downweighted()
+      >>> g, h = {"w": jnp.array([2.0, 2.0])}, {"w": jnp.array([1.0, 3.0])}
+      >>> update, _ = stage.update(h, stage.init(h), unperturbed_grads=g)
+      >>> update["w"].tolist()
+      [2.0, 3.0]
+
+    References:
+      Luong et al., `Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting
+      <https://arxiv.org/abs/2411.17132>`_, 2026, figure 2.
+    """
+
+    def init_fn(params: optax.Params) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: optax.Params | None = None,
+        *,
+        unperturbed_grads: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        del extra_args
+        g = _require(unperturbed_grads, "restore_downweighted")
+        return _where_downweighted(lambda h, g: g, updates, g, params, mask), state
+
+    return Reweighting(init_fn, update_fn)
+
+
+def _require(unperturbed_grads: optax.Updates | None, stage: str) -> optax.Updates:
+    if unperturbed_grads is None:
+        raise ValueError(
+            f"{stage} compares two gradients and received one: give it to sharpness_aware as a descent stage, or pass "
+            "unperturbed_grads to update."
+        )
+    return unperturbed_grads
+
+
+def _where_downweighted(
+    replace: Callable[[jax.Array, jax.Array], jax.Array],
+    updates: PyTree,
+    unperturbed_grads: PyTree,
+    params: PyTree | None,
+    mask: PyTree | None,
+) -> PyTree:
+    """Replace the down-weighted elements of the leaves that ``mask`` selects; the other elements pass bit for bit."""
+
+    def leaf(h: jax.Array, g: jax.Array, selected: bool) -> jax.Array:
+        return jnp.where(is_downweighted(h, g), replace(h, g), h) if selected else h
+
+    selected = select_leaves("mask", True if mask is None else mask, updates if params is None else params)
+    return cast_like(jax.tree.map(leaf, widen(updates), widen(unperturbed_grads), selected), updates)
