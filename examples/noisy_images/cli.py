@@ -1,0 +1,194 @@
+"""The command line: one function a sub-command, its options generated from its signature."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from examples.noisy_images import comparison
+from examples.noisy_images.config import Config
+from examples.noisy_images.errors import UserError
+
+RUNS = Path("runs")
+Options = tyro.conf.OmitArgPrefixes
+
+
+def compare(
+    config: Options[Config] = comparison.DIGITS,
+    methods: tuple[str, ...] = ("sgd", "sam", "saner"),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    name: str = "digits",
+    out: Path = RUNS,
+) -> None:
+    """Train several methods under one protocol; print a table and write a figure.
+
+    Without options: SGD, SAM and SANER on handwritten digits, half of whose training labels are wrong. Runs that are
+    already complete are read, not run again.
+
+    Args:
+        config: Protocol of all runs; its method and seed are replaced.
+        methods: Methods to compare.
+        seeds: Training seeds, each with a noise draw of its own.
+        name: Folder of the comparison.
+        out: Folder of all runs.
+    """
+    folder = out / name
+    comparison.show(comparison.compare(config, methods, seeds, folder), folder)
+
+
+def train(
+    config: Options[Config] = Config(),
+    seeds: tuple[int, ...] = (),
+    name: str | None = None,
+    out: Path = RUNS,
+) -> None:
+    """Train one configuration, with one seed or with several; the defaults are the paper's protocol.
+
+    Args:
+        config: The run.
+        seeds: Several training seeds, one run each; overrides --seed.
+        name: Folder of the run; made from data set, noise, method, model and seed if not given.
+        out: Folder of all runs.
+    """
+    from examples.noisy_images import run
+
+    for seed in seeds or (config.seed,):
+        one = dataclasses.replace(config, seed=seed)
+        folder = out / (run_name(one) if name is None else name if not seeds else f"{name}-seed{seed}")
+        show_summary(run.train(one, folder), folder)
+
+
+def resume(folder: tyro.conf.Positional[Path]) -> None:
+    """Go on with a run that was stopped, from its newest checkpoint.
+
+    Args:
+        folder: Folder of the run.
+    """
+    from examples.noisy_images import run
+
+    show_summary(run.resume(folder), folder)
+
+
+def evaluate(folder: tyro.conf.Positional[Path]) -> None:
+    """Measure a run's newest checkpoint on all its sets.
+
+    Args:
+        folder: Folder of the run.
+    """
+    from examples.noisy_images import run
+
+    for metric, value in run.evaluate(folder).items():
+        print(f"{metric:>24}  {value:.4f}" if isinstance(value, float) else f"{metric:>24}  {value}")
+
+
+def noise(config: Options[Config] = Config(), folder: Path | None = None) -> None:
+    """Inspect the label noise of a configuration without training: rates, transition matrix, figure.
+
+    Args:
+        config: The run whose noise is drawn.
+        folder: Where to write noise.json and noise.png; nowhere if not given.
+    """
+    from examples.noisy_images import run
+
+    audit = run.prepare(config).audit
+    if audit is None:
+        raise UserError(f"the true labels of {config.dataset!r} are unknown, so its noise cannot be inspected.")
+    print(audit.summary())
+    print(audit.table())
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        audit.save(folder)
+        print(f"written: {folder / 'noise.json'}, {folder / 'noise.png'}")
+
+
+def prepare(dataset: str, data_dir: Path | None = None, archive: Path | None = None) -> None:
+    """Prepare a data set, so that training can read it.
+
+    Args:
+        dataset: cifar10 or cifar100.
+        data_dir: Where to put it; ~/tensorflow_datasets if not given.
+        archive: The official binary archive as a local file; downloaded if not given.
+    """
+    from examples.noisy_images import data
+
+    print(f"prepared: {data.prepare(dataset, data_dir, archive)}")
+
+
+def list_names() -> None:
+    """List data sets, noises, models and methods."""
+    from examples.noisy_images import data, methods, models
+    from examples.noisy_images.noise import KINDS
+
+    print("data sets:", ", ".join(data.names()))
+    print("noises:   ", ", ".join(KINDS))
+    print("models:")
+    for name, model in models.MODELS.items():
+        print(f"  {name:18} {model.summary}")
+    print("methods:")
+    for name, summary in methods.SUMMARIES.items():
+        print(f"  {name:18} {summary}")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "compare": compare,
+    "train": train,
+    "resume": resume,
+    "evaluate": evaluate,
+    "noise": noise,
+    "prepare": prepare,
+    "list": list_names,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a sub-command, `compare` if none is named; a user's error is one line and exit status 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments.insert(0, "compare")
+    try:
+        keep_compiled_programs()
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="python -m examples.noisy_images",
+            description="Train image classifiers on noisily labelled data. Without a sub-command: compare.",
+            args=arguments,
+        )
+    except UserError as error:
+        sys.exit(_say(f"error: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_say("interrupted.", 130))
+    except Exception as error:
+        # Named here without an import, so that --help does not wait for JAX.
+        if type(error).__name__ != "Interrupted":
+            raise
+        sys.exit(_say(str(error), 130))
+
+
+def _say(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status
+
+
+def keep_compiled_programs() -> None:
+    """Keep compiled programs on disk, so that a second start does not compile again."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "saner_jax" / "xla"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+
+
+def run_name(config: Config) -> str:
+    """Return the name of a run's folder."""
+    labels = config.noise if config.noise in ("none", "real") else f"{config.noise}{config.rate:g}"
+    return f"{config.dataset}-{labels}-{config.method}-{config.model}-seed{config.seed}"
+
+
+def show_summary(summary: dict[str, Any], folder: Path) -> None:
+    """Print what is reported of a run."""
+    for metric, value in summary.items():
+        if metric.endswith(("accuracy", "gap")):
+            print(f"{metric.replace('_', ' '):>28}  {100 * value:.2f} %")
+    print(f"written: {folder}")

@@ -1,0 +1,140 @@
+"""Several methods and seeds under one protocol: runs, then a table and a figure."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from examples.noisy_images import files, methods, run
+from examples.noisy_images.config import Config
+from examples.noisy_images.errors import UserError, unknown_name
+
+# The protocol of the default comparison: the same for every method, so that only the method differs. The network is
+# large for 1,347 images and trains long enough to memorize every wrong label, the regime that the methods differ in.
+DIGITS = Config(
+    dataset="digits",
+    model="mlp",
+    rate=0.5,
+    rho=0.5,
+    epochs=100,
+    batch_size=64,
+    learning_rate=0.1,
+    weight_decay=0.0,
+    scan_epochs=False,
+    checkpoint_every=1000,
+)
+
+COLUMNS = {
+    "best_test_accuracy": "test, best",
+    "chosen_test_accuracy": "test, chosen",
+    "last_test_accuracy": "test, last",
+    "last_noisy_accuracy": "noisy",
+    "last_clean_accuracy": "clean",
+    "last_gap": "gap",
+}
+
+
+def compare(config: Config, method_names: Sequence[str], seeds: Sequence[int], folder: Path) -> dict[str, Any]:
+    """Train every method with every seed and write the table and the figure; complete runs are not run again."""
+    for name in method_names:
+        if name not in methods.METHODS:
+            raise unknown_name("method", name, methods.METHODS)
+    if len(set(seeds)) != len(seeds) or not seeds:
+        raise UserError(f"--seeds must be different numbers, got {tuple(seeds)}.")
+    # The seeds outside: an interrupted comparison holds whole seeds of all methods.
+    for seed in seeds:
+        for name in method_names:
+            run_one(dataclasses.replace(config, method=name, seed=seed), folder / f"{name}-seed{seed}")
+    return report(folder, method_names, seeds)
+
+
+def run_one(config: Config, folder: Path) -> None:
+    """Bring one run to its end: start it, go on with it, or leave it as it is when it is complete."""
+    if (folder / "config.json").exists():
+        from examples.noisy_images import config as configuration
+
+        if different := configuration.differences(config, configuration.read(folder / "config.json")):
+            raise UserError(
+                f"{folder} already holds a run of another configuration ({'; '.join(different)}): choose another --name."
+            )
+        if not (folder / "summary.json").exists():
+            run.resume(folder)
+        return
+    run.train(config, folder)
+
+
+def report(folder: Path, method_names: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """Write `comparison.json`, `table.md` and `figure.png` from the runs in a folder."""
+    histories = {
+        name: [files.read_json_lines(folder / f"{name}-seed{seed}" / "metrics.jsonl") for seed in seeds]
+        for name in method_names
+    }
+    summaries = {name: [read_summary(folder / f"{name}-seed{seed}") for seed in seeds] for name in method_names}
+    table = {name: spread(values) for name, values in summaries.items()}
+    result = {"environment": run.environment(), "seeds": list(seeds), "table": table, "summaries": summaries}
+    files.write_json(folder / "comparison.json", result)
+    with files.replacing(folder / "table.md") as temporary:
+        temporary.write_text(markdown(table))
+    try:
+        from examples.noisy_images import plots
+
+        plots.curves({name.upper(): runs for name, runs in histories.items()}, folder / "figure.png")
+    except ModuleNotFoundError:
+        pass
+    return result
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return the summary of a complete run."""
+    import json
+
+    return json.loads((folder / "summary.json").read_text())
+
+
+def spread(summaries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return mean and standard deviation over seeds (n - 1; absent for one seed) of every reported number."""
+    result = {}
+    for name in COLUMNS:
+        values = [s[name] for s in summaries if name in s]
+        if values:
+            result[name] = {"mean": statistics.fmean(values)}
+            if len(values) > 1:
+                result[name]["std"] = statistics.stdev(values)
+    return result
+
+
+def cell(value: Mapping[str, float] | None) -> str:
+    """Return a mean and its spread in percent."""
+    if value is None:
+        return ""
+    spread = f" ± {100 * value['std']:.1f}" if "std" in value else ""
+    return f"{100 * value['mean']:.1f}{spread}"
+
+
+def markdown(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Return the table as Markdown, in percent; columns that no method has are left out."""
+    columns = [c for c in COLUMNS if any(c in row for row in table.values())]
+    lines = ["| method | " + " | ".join(COLUMNS[c] for c in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(cell(row.get(c)) for c in columns) + " |" for name, row in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def show(result: Mapping[str, Any], folder: Path) -> None:
+    """Print the table to the terminal."""
+    table = result["table"]
+    columns = [c for c in COLUMNS if any(c in row for row in table.values())]
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print(markdown(table))
+    else:
+        out = Table(title=f"accuracy in %, mean ± standard deviation over {len(result['seeds'])} seeds")
+        out.add_column("method")
+        for column in columns:
+            out.add_column(COLUMNS[column], justify="right")
+        for name, row in table.items():
+            out.add_row(name, *(cell(row.get(c)) for c in columns))
+        Console().print(out)
+    print(f"table, figure and runs: {folder}")

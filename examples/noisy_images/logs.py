@@ -1,0 +1,134 @@
+"""What a run says while it trains: a live line on a terminal, plain lines elsewhere, TensorBoard scalars."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+COLUMNS = {"running_loss": "loss", "test_accuracy": "test", "noisy_accuracy": "noisy", "clean_accuracy": "clean"}
+
+
+class Progress(Protocol):
+    """A display of one run's progress, used as a context manager."""
+
+    def step(self, step: int) -> None:
+        """Show that the run stands after this step."""
+
+    def epoch(self, metrics: Mapping[str, Any]) -> None:
+        """Show the metrics of a completed epoch."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+def progress(label: str, epochs: int, steps_per_epoch: int, start_step: int) -> Progress:
+    """Return a live display on a terminal, and plain lines where there is none."""
+    if sys.stdout.isatty():
+        try:
+            return _Live(label, epochs, steps_per_epoch, start_step)
+        except ImportError:
+            pass
+    return _Lines(label, epochs)
+
+
+class _Lines:
+    """One line an epoch."""
+
+    def __init__(self, label: str, epochs: int):
+        self._label, self._epochs = label, epochs
+
+    def step(self, step: int) -> None:
+        pass
+
+    def epoch(self, metrics: Mapping[str, Any]) -> None:
+        rate = f"{metrics['steps_per_second']:.3g} steps/s" if "steps_per_second" in metrics else ""
+        print(f"{self._label}: epoch {metrics['epoch']}/{self._epochs}  {describe(metrics)}  {rate}", flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+
+class _Live:
+    """A progress bar with epoch, step rate, time left, losses and accuracies."""
+
+    def __init__(self, label: str, epochs: int, steps_per_epoch: int, start_step: int):
+        from rich import progress as bars
+
+        self._steps_per_epoch, self._epochs = steps_per_epoch, epochs
+        self._start_step, self._started = start_step, time.monotonic()
+        self._bars = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(bar_width=16),
+            bars.TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}  {task.fields[rate]}"),
+            bars.TimeRemainingColumn(elapsed_when_finished=True),
+            bars.TextColumn("{task.fields[metrics]}"),
+        )
+        self._task = self._bars.add_task(
+            label,
+            total=epochs * steps_per_epoch,
+            completed=start_step,
+            epoch=start_step // steps_per_epoch,
+            epochs=epochs,
+            rate="",
+            metrics="",
+        )
+
+    def step(self, step: int) -> None:
+        rate = (step - self._start_step) / max(time.monotonic() - self._started, 1e-9)
+        self._bars.update(
+            self._task,
+            completed=step,
+            epoch=min(step // self._steps_per_epoch + 1, self._epochs),
+            rate=f"{rate:.3g} steps/s",
+        )
+
+    def epoch(self, metrics: Mapping[str, Any]) -> None:
+        self._bars.update(self._task, metrics=describe(metrics))
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+
+def describe(metrics: Mapping[str, Any]) -> str:
+    """Return the loss and the accuracies of an epoch in a few words."""
+    parts = []
+    for name, word in COLUMNS.items():
+        if name in metrics:
+            value = metrics[name]
+            parts.append(f"{word} {value:.3f}" if name.endswith("loss") else f"{word} {100 * value:.1f} %")
+    return "  ".join(parts)
+
+
+class TensorBoard:
+    """TensorBoard scalars of one run; does nothing where tensorboardX is not installed."""
+
+    def __init__(self, folder: Path, purge_step: int | None):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            self._writer = None
+        else:
+            self._writer = SummaryWriter(str(folder), purge_step=purge_step, write_to_disk=True)
+
+    def write(self, metrics: Mapping[str, Any]) -> None:
+        """Write the scalars of an epoch at its step."""
+        if self._writer is not None:
+            for name, value in metrics.items():
+                if isinstance(value, float):
+                    self._writer.add_scalar(name, value, metrics["step"])
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()

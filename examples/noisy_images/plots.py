@@ -1,0 +1,267 @@
+"""Figures of runs and of label noise, readable in print, in grey and by the colour-blind.
+
+Matplotlib is imported where it is used, and only through its `Figure` objects: no global state, no display, no backend
+to choose. A figure can be looked at before it is saved (`curves_figure`, `transition_figure`), and a saved file is
+complete or absent.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from examples.noisy_images.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# The panels of the paper's figures.
+FIGURE_1 = ("noisy_accuracy", "gap", "test_accuracy")
+FIGURE_3 = ("noisy_accuracy", "true_accuracy_on_noisy")
+FIGURES_5_TO_7 = ("noisy_accuracy", "gap", "test_accuracy", "generalization_gap")
+SHARES = ("downweighted_share", "cosine")
+
+
+class _Axis(NamedTuple):
+    title: str
+    label: str
+    percent: bool = False
+
+
+# A title says what is plotted, a label on which samples, against which labels, in which unit.
+_AXES = {
+    "noisy_accuracy": _Axis("Noisy accuracy", "relabelled training\nsamples, given labels (%)", percent=True),
+    "clean_accuracy": _Axis("Clean accuracy", "untouched training samples (%)", percent=True),
+    "gap": _Axis("Gap", "clean minus noisy\naccuracy (points)", percent=True),
+    "true_accuracy_on_noisy": _Axis(
+        "True accuracy on noisy", "relabelled training\nsamples, true labels (%)", percent=True
+    ),
+    "train_accuracy": _Axis("Training accuracy", "all training samples,\ngiven labels (%)", percent=True),
+    "test_accuracy": _Axis("Test accuracy", "test samples (%)", percent=True),
+    "heldout_accuracy": _Axis("Held-out accuracy", "held-out training samples,\ngiven labels (%)", percent=True),
+    "running_accuracy": _Axis("Running accuracy", "training mode,\ngiven labels (%)", percent=True),
+    "generalization_gap": _Axis("Generalization gap", "training minus test\naccuracy (points)", percent=True),
+    "train_loss": _Axis("Training loss", "all training samples,\ngiven labels"),
+    "test_loss": _Axis("Test loss", "test samples"),
+    "running_loss": _Axis("Running loss", "training mode, given labels"),
+    "downweighted_share": _Axis("Down-weighted share", "elements of the gradient (%)", percent=True),
+    "cosine": _Axis("Cosine", "down-weighted part of the gradient\nwith the gradient of noisy samples"),
+    "gradient_norm": _Axis("Gradient norm", "at w"),
+    "perturbed_gradient_norm": _Axis("Perturbed gradient norm", "at w + eps"),
+    "perturbation_norm": _Axis("Perturbation norm", "norm of eps"),
+    "learning_rate": _Axis("Learning rate", "learning rate"),
+    "alpha": _Axis("Alpha", "alpha"),
+    "rho": _Axis("Rho", "rho"),
+}
+
+# Okabe and Ito's colours in an order of falling contrast with white, without yellow, which vanishes in print.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
+# Line styles repeat after five, colours after seven: thirty-five lines before two are alike.
+_STYLES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)))
+
+_FONT = 9
+_FEW_POINTS = 12
+
+
+def curves(
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    path: str | Path,
+    panels: Sequence[str] = FIGURE_1,
+    title: str | None = None,
+) -> None:
+    """Draw metrics over epochs, the mean over seeds with a band of one standard deviation, into a PNG or PDF file.
+
+    Args:
+        runs: For every label the runs of its seeds; a run is one mapping of metrics an epoch, with `epoch` in each.
+        path: A file name that ends in .png (200 dpi) or .pdf.
+        panels: One metric a panel. A panel that no run has the metric of is left out.
+        title: Of the whole figure.
+
+    Raises:
+        ValueError: No run has any of the metrics, or the file's ending is another.
+    """
+    save(curves_figure(runs, panels, title), path)
+
+
+def curves_figure(
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    panels: Sequence[str] = FIGURE_1,
+    title: str | None = None,
+) -> "Figure":
+    """Return the figure that `curves` saves."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    lines = {panel: {label: _over_seeds(seeds, panel) for label, seeds in runs.items()} for panel in panels}
+    lines = {
+        panel: {label: line for label, line in by_label.items() if line is not None}
+        for panel, by_label in lines.items()
+    }
+    lines = {panel: by_label for panel, by_label in lines.items() if by_label}
+    if not lines:
+        raise ValueError(f"none of the runs has any of the metrics {', '.join(panels)}: there is nothing to draw.")
+    # The style belongs to the label, so that a method looks the same in every panel, whichever have it.
+    styles = {
+        label: (_COLOURS[index % len(_COLOURS)], _STYLES[index % len(_STYLES)]) for index, label in enumerate(runs)
+    }
+
+    columns = {1: 1, 2: 2, 4: 2}.get(len(lines), 3)
+    rows = math.ceil(len(lines) / columns)
+    # Two columns are sized for a page's width of text, so that the type keeps its size in print.
+    figure = Figure(figsize=(3.3 * columns if columns > 1 else 4.6, 2.8 * rows + 0.5), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.03, hspace=0.04)
+    handles = {}
+    for position, (panel, by_label) in enumerate(lines.items()):
+        axes = figure.add_subplot(rows, columns, position + 1)
+        axis = _AXES.get(panel, _Axis(panel.replace("_", " ").capitalize(), panel.replace("_", " ")))
+        scale = 100 if axis.percent else 1
+        for order, (label, (epochs, mean, deviation)) in enumerate(by_label.items()):
+            colour, style = styles[label]
+            (handles[label],) = axes.plot(
+                epochs,
+                scale * mean,
+                color=colour,
+                linestyle=style,
+                linewidth=1.5,
+                marker="o" if len(epochs) <= _FEW_POINTS else None,
+                markersize=3,
+                label=label,
+                zorder=3 + order,
+            )
+            if deviation is not None:
+                low, high = scale * (mean - deviation), scale * (mean + deviation)
+                axes.fill_between(epochs, low, high, color=colour, alpha=0.25, linewidth=0, zorder=2)
+        axes.set_title(axis.title, fontsize=_FONT + 1, loc="left", fontweight="bold")
+        axes.set_ylabel(axis.label, fontsize=_FONT)
+        axes.set_xlabel("epoch", fontsize=_FONT)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=(1, 2, 2.5, 5, 10)))
+        axes.tick_params(labelsize=_FONT - 1)
+        axes.grid(color="0.88", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.margins(x=0.02)
+        axes.spines[["top", "right"]].set_visible(False)
+    shown = [label for label in runs if label in handles]
+    spread = any(line[2] is not None for by_label in lines.values() for line in by_label.values())
+    legend_rows = math.ceil(len(shown) / max(2, 2 * columns))
+    figure.legend(
+        [handles[label] for label in shown],
+        shown,
+        loc="outside lower center",
+        ncols=math.ceil(len(shown) / legend_rows),
+        fontsize=_FONT,
+        handlelength=3.2,
+        frameon=False,
+        title="line: mean over seeds; band: plus and minus one standard deviation" if spread else None,
+        title_fontsize=_FONT - 1,
+    )
+    if title:
+        figure.suptitle(title, fontsize=_FONT + 2)
+    return figure
+
+
+def _over_seeds(
+    seeds: Sequence[Sequence[Mapping[str, Any]]], metric: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
+    """Return epochs, mean and standard deviation of a metric over the seeds that have it; None if none has.
+
+    Only epochs that all of these seeds have are kept: a mean over those that are left would jump where one run ended.
+    """
+    values = []
+    for run in seeds:
+        points = {int(row["epoch"]): row[metric] for row in run if row.get(metric) is not None}
+        points = {epoch: float(value) for epoch, value in points.items() if math.isfinite(value)}
+        if points:
+            values.append(points)
+    epochs = sorted(set(values[0]).intersection(*values[1:])) if values else []
+    if not epochs:
+        return None
+    table = np.array([[points[epoch] for epoch in epochs] for points in values])
+    deviation = table.std(axis=0, ddof=1) if len(table) > 1 else None
+    return np.array(epochs), table.mean(axis=0), deviation
+
+
+def transition_figure(
+    transition: np.ndarray, rate_per_class: np.ndarray, class_names: Sequence[str], title: str
+) -> "Figure":
+    """Return a heat map of a transition matrix (rows: true classes) with the rate of wrong labels of each class."""
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    count = len(class_names)
+    numbers = count <= 20
+    inches = max(3.2, 0.42 * count) if numbers else min(0.125 * count + 2.5, 15)
+    # A large figure is looked at from further away, except for the names of its many classes.
+    text = _FONT if numbers else _FONT + inches / 2.5
+    # No more names than there is height for.
+    step = max(1, math.ceil(count * 6.5 / (72 * inches)))
+    font = _FONT if numbers else min(7.0, 0.72 * 72 * inches * step / count)
+    figure = Figure(figsize=(inches * 1.3 + 2.2, inches + 1.7), layout="constrained")
+    heat, bars = figure.subplots(1, 2, sharey=True, width_ratios=(5.5, 1.2))
+    percent = 100 * np.asarray(transition)
+    top = max(percent.max(), 1e-9)
+    # With many classes the wrong ones have a fraction of a percent each: the root makes them visible.
+    norm = PowerNorm(1.0 if numbers else 0.5, vmin=0, vmax=top)
+    image = heat.imshow(percent, cmap="Blues", norm=norm, aspect="auto", interpolation="nearest")
+    ticks = range(0, count, step)
+    names = [_shortened(class_names[index]) for index in ticks]
+    heat.set_xticks(ticks, names, fontsize=font, rotation=90 if count > 6 else 0)
+    heat.set_yticks(ticks, names, fontsize=font)
+    heat.set_xlabel("given class", fontsize=text)
+    heat.set_ylabel("true class", fontsize=text)
+    heat.set_xticks(np.arange(count + 1) - 0.5, minor=True)
+    heat.set_yticks(np.arange(count + 1) - 0.5, minor=True)
+    heat.grid(which="minor", color="0.9" if not numbers else "white", linewidth=0.25 if not numbers else 1.0)
+    heat.tick_params(which="minor", length=0)
+    heat.tick_params(which="major", length=2)
+    if numbers:
+        for row, column in np.ndindex(count, count):
+            value = percent[row, column]
+            if value > 0:
+                heat.text(
+                    column,
+                    row,
+                    f"{value:.0f}" if value >= 99.95 else f"{value:.1f}",
+                    ha="center",
+                    va="center",
+                    fontsize=_FONT - 1,
+                    color="white" if value > 0.6 * top else "black",
+                )
+    bar = figure.colorbar(image, ax=[heat, bars], location="right", fraction=0.03, pad=0.02, aspect=40)
+    bar.set_label("share of the true class (%)", fontsize=text)
+    bar.ax.tick_params(labelsize=text - 1)
+    rates = 100 * np.nan_to_num(rate_per_class)
+    bars.barh(np.arange(count), rates, height=0.72, color="#E69F00")
+    if numbers:
+        for row, rate in enumerate(100 * np.asarray(rate_per_class)):
+            label = "-" if math.isnan(rate) else f"{rate:.1f}"
+            bars.text(0.04 * max(rates.max(), 1), row, label, va="center", fontsize=_FONT - 1)
+    bars.set_xlabel("wrong\nlabels (%)", fontsize=text)
+    bars.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=(1, 2, 5, 10)))
+    bars.set_xlim(0, max(rates.max(), 1) * 1.08)
+    bars.tick_params(axis="x", labelsize=text - 1)
+    bars.tick_params(axis="y", which="both", length=0, labelleft=False)
+    bars.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=text + 1)
+    return figure
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 22 else name[:20] + "…"
+
+
+def save(figure: "Figure", path: str | Path) -> None:
+    """Write a figure as PNG (200 dpi) or PDF, by the ending of the path; the file is complete or as it was."""
+    import matplotlib
+
+    path = Path(path)
+    kind = path.suffix[1:].lower()
+    if kind not in ("png", "pdf"):
+        raise ValueError(f"{path.name} ends neither in .png nor in .pdf.")
+    # Type 42 keeps the text of a PDF as text, which journals ask for; no date, so that equal figures are equal files.
+    metadata = {"CreationDate": None} if kind == "pdf" else None
+    with replacing(path) as temporary, matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(temporary, format=kind, dpi=200, metadata=metadata)

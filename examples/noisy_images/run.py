@@ -1,0 +1,349 @@
+"""One run: data and noise, training, evaluation, checkpoints and logs, in one folder.
+
+    config.json       the resolved configuration
+    environment.json  command, versions, device, commit
+    noise.json, .png  the audit of the label noise
+    metrics.jsonl     one line an epoch
+    curves.png        the same as a figure
+    tensorboard/      the same as scalars
+    checkpoints/      the newest two
+    summary.json      the numbers that are reported
+"""
+
+import dataclasses
+import importlib.metadata
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from examples.noisy_images import config as configuration
+from examples.noisy_images import data, files, logs, methods, metrics, models, noise, training
+from examples.noisy_images.checkpoints import Checkpoints
+from examples.noisy_images.config import Config
+from examples.noisy_images.data import human_labels
+from examples.noisy_images.errors import UserError, unknown_name
+
+VERSIONED = ("saner_jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has saved where it stands."""
+
+    def __init__(self, folder: Path, step: int):
+        super().__init__(f"stopped after step {step}; go on with: python -m examples.noisy_images resume {folder}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A data set with its noisy labels."""
+
+    dataset: data.Dataset
+    heldout: data.Split | None
+    audit: noise.Audit | None
+
+
+def prepare(config: Config) -> Prepared:
+    """Load the data, cut the subset, draw the noise, hold out a noisy split; clean labels stay beside the noisy ones."""
+    configuration.check(config)
+    if config.method not in methods.METHODS:
+        raise unknown_name("method", config.method, methods.METHODS)
+    if config.model not in models.MODELS:
+        raise unknown_name("model", config.model, models.MODELS)
+    dataset = data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        skip_corrupt=config.skip_corrupt,
+        seed=config.data_seed,
+        image_size=config.image_size,
+        validation_dir=config.validation_dir,
+        crop_padding=config.crop_padding,
+        flip=config.flip,
+    )
+    train = dataset.train
+    if config.subset is not None:
+        train = data.stratified_subset(train, config.subset, dataset.num_classes, config.data_seed)
+    train = add_noise(config, dataset, train)
+    audit = None
+    if train.clean_labels is not None:
+        nominal = config.rate if config.noise not in ("none", "real") else None
+        audit = noise.audit(train.labels, train.clean_labels, dataset.class_names, nominal, config.noise)
+
+    heldout = None
+    if config.holdout:
+        size = round(config.holdout * len(train))
+        order = np.random.default_rng([config.data_seed, size]).permutation(len(train))
+        if not 0 < size < len(train):
+            raise UserError(f"--holdout {config.holdout} leaves {len(train) - size} images to train on; choose another.")
+        heldout, train = train.take(np.sort(order[:size])), train.take(np.sort(order[size:]))
+    return Prepared(dataclasses.replace(dataset, train=train), heldout, audit)
+
+
+def add_noise(config: Config, dataset: data.Dataset, train: data.Split) -> data.Split:
+    """Return the split with noisy given labels."""
+    if config.noise == "none":
+        return train
+    if train.clean_labels is None:
+        raise UserError(
+            f"{config.noise} noise needs true labels to change, and those of {config.dataset!r} are unknown: use "
+            "--noise none to train on the labels as they are."
+        )
+    given_by_humans = None
+    if config.noise == "real":
+        if config.human_labels is None:
+            raise UserError("real noise needs --human-labels, the published file of CIFAR-10N or CIFAR-100N labels.")
+        label_set = config.label_set or human_labels.DEFAULT_LABEL_SETS.get(config.dataset)
+        given_by_humans = human_labels.human_labels(config.human_labels, label_set, train)
+    labels = noise.corrupt(
+        train.clean_labels,
+        kind=config.noise,
+        rate=config.rate,
+        num_classes=dataset.num_classes,
+        seed=config.noise_seed_used,
+        images=None if train.streamed else train.images,
+        mean=dataset.mean,
+        std=dataset.std,
+        class_names=dataset.class_names,
+        superclasses=dataset.superclasses,
+        human_labels=given_by_humans,
+        options=config.noise_options,
+    )
+    return dataclasses.replace(train, labels=labels)
+
+
+def train(config: Config, folder: Path, *, label: str | None = None, prepared: Prepared | None = None) -> dict[str, Any]:
+    """Train one run from its start to its end; returns the summary.
+
+    Raises:
+      UserError: The configuration or the data is wrong, or the folder already holds a run.
+      Interrupted: The run was asked to stop.
+    """
+    if (folder / "config.json").exists():
+        different = configuration.differences(config, configuration.read(folder / "config.json"))
+        raise UserError(
+            f"{folder} already holds a run"
+            + (f" of another configuration ({'; '.join(different)}): choose another --name." if different else "")
+            + ("" if different else f": go on with `resume {folder}`, or choose another --name.")
+        )
+    # Everything that can be wrong is found before the folder is made.
+    prepared = prepared or prepare(config)
+    trainer = training.Trainer(config, prepared.dataset)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / "environment.json", environment())
+    if prepared.audit is not None:
+        _optional(lambda: prepared.audit.save(folder))
+    files.write_json(folder / "config.json", configuration.to_json(config))
+    return _fit(trainer, prepared, folder, label or folder.name, resume=False)
+
+
+def resume(folder: Path, *, label: str | None = None) -> dict[str, Any]:
+    """Go on with a run from its newest checkpoint; returns the summary."""
+    config = configuration.read(folder / "config.json")
+    prepared = prepare(config)
+    return _fit(training.Trainer(config, prepared.dataset), prepared, folder, label or folder.name, resume=True)
+
+
+def evaluate(folder: Path) -> dict[str, float]:
+    """Return the metrics of a run's newest checkpoint on all its sets."""
+    config = configuration.read(folder / "config.json")
+    prepared = prepare(config)
+    trainer = training.Trainer(config, prepared.dataset)
+    checkpoints = Checkpoints(folder / "checkpoints", config)
+    restored = checkpoints.restore(trainer.state)
+    if restored is None:
+        raise UserError(f"{folder} has no checkpoint yet; train it first.")
+    trainer.state = restored[0]
+    checkpoints.close()
+    return {"epoch": trainer.epoch} | measure(trainer, prepared, on_training_set=True)
+
+
+def measure(trainer: training.Trainer, prepared: Prepared, on_training_set: bool) -> dict[str, float]:
+    """Evaluate on the test set, on the held-out split where there is one, and on the training set if asked."""
+    dataset = prepared.dataset
+    losses, predictions = trainer.evaluate(dataset.test)
+    values = {
+        "test_accuracy": float((predictions == dataset.test.labels).mean()),
+        "test_loss": float(losses.mean()),
+    }
+    if prepared.heldout is not None:
+        _, predictions = trainer.evaluate(prepared.heldout)
+        values["heldout_accuracy"] = float((predictions == prepared.heldout.labels).mean())
+    if on_training_set:
+        losses, predictions = trainer.evaluate(dataset.train)
+        values |= metrics.on_training_set(predictions, losses, dataset.train.labels, dataset.train.clean_labels)
+        values["generalization_gap"] = values["train_accuracy"] - values["test_accuracy"]
+    return values
+
+
+def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, label: str, resume: bool) -> dict[str, Any]:
+    config, steps = trainer.config, trainer.steps_per_epoch
+    checkpoints = Checkpoints(folder / "checkpoints", config)
+    if resume and (restored := checkpoints.restore(trainer.state)):
+        trainer.state = restored[0]
+    # Epochs that were measured after the checkpoint was written are measured again.
+    history = [m for m in files.read_json_lines(folder / "metrics.jsonl") if resume and m["epoch"] <= trainer.epoch]
+    files.write_json_lines(folder / "metrics.jsonl", history)
+    board = logs.TensorBoard(folder / "tensorboard", purge_step=trainer.step if resume else None)
+    progress = logs.progress(label, config.epochs, steps, trainer.step)
+    schedules = methods.hyperparameters(config, steps, prepared.dataset.num_classes)
+    rate = methods.learning_rate(config, steps)
+
+    try:
+        with progress, _stop_requests() as stop_requested:
+            while trainer.epoch < config.epochs:
+                started, first_step = time.monotonic(), trainer.step
+                for calls, step in enumerate(trainer.train_epoch(stop_requested)):
+                    # Now and then wait for the device, so that the display, and a request to stop, keep up with it.
+                    if calls % 8 == 7:
+                        jax.block_until_ready(trainer.state.step)
+                    progress.step(step)
+                _check_finite(trainer, folder)
+                if trainer.step % steps:
+                    break
+                trained = time.monotonic() - started
+                epoch = trainer.epoch
+                due = epoch % config.evaluate_every == 0 or epoch == config.epochs
+                record = {
+                    "epoch": epoch,
+                    "step": trainer.step,
+                    "learning_rate": _value(rate, trainer.step - 1),
+                    "rho": _value(schedules.rho, trainer.step - 1),
+                    "alpha": _value(schedules.alpha, trainer.step - 1),
+                    **training.running_metrics(trainer.state),
+                    **measure(trainer, prepared, on_training_set=due),
+                    "steps_per_second": (trainer.step - first_step) / trained,
+                    "seconds": time.monotonic() - started,
+                }
+                history.append(record)
+                files.append_json_line(folder / "metrics.jsonl", record)
+                board.write(record)
+                progress.epoch(record)
+                if epoch % config.checkpoint_every == 0 or epoch == config.epochs or stop_requested():
+                    checkpoints.save(trainer.state, _progress_so_far(history))
+                if stop_requested():
+                    break
+            if trainer.epoch < config.epochs:
+                checkpoints.save(trainer.state, _progress_so_far(history))
+                raise Interrupted(folder, trainer.step)
+    finally:
+        checkpoints.close()
+        board.close()
+    summary = metrics.summary(history) | {
+        "method": config.method,
+        "seed": config.seed,
+        "seconds": sum(m["seconds"] for m in history),
+        "actual_rate": None if prepared.audit is None else prepared.audit.actual_rate,
+    }
+    files.write_json(folder / "summary.json", summary)
+    _optional(lambda: _plot(history, label, folder))
+    return summary
+
+
+def _progress_so_far(history: list[dict[str, Any]]) -> dict[str, Any]:
+    if not history:
+        return {"epoch": 0}
+    return {"epoch": history[-1]["epoch"], "best_epoch": metrics.summary(history)["best_epoch"]}
+
+
+def _check_finite(trainer: training.Trainer, folder: Path) -> None:
+    first = int(trainer.state.first_non_finite)
+    if first >= 0:
+        raise UserError(
+            f"the loss became non-finite at step {first} (epoch {first // trainer.steps_per_epoch + 1}; last finite loss "
+            f"{float(trainer.state.last_finite_loss):.4g}): try a smaller --learning-rate or --rho, or --precision "
+            f"float32; the checkpoints in {folder / 'checkpoints'} are from before."
+        )
+
+
+def _value(schedule: Any, step: int) -> float:
+    return float(schedule(step) if callable(schedule) else schedule)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Any]:
+    """Turn the first Ctrl-C (or SIGTERM) into a request that is met between two steps; the second one interrupts."""
+    requested = []
+
+    def request(signum: int, frame: Any) -> None:
+        if requested:
+            raise KeyboardInterrupt
+        requested.append(signum)
+
+    previous = {}
+    try:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            previous[signum] = signal.signal(signum, request)
+    except ValueError:
+        # Not in the main thread: signals are the caller's business.
+        pass
+    try:
+        yield lambda: bool(requested)
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def environment() -> dict[str, Any]:
+    """Return what a result has to be read beside: command, versions, device, commit."""
+    versions = {"python": platform.python_version()}
+    for package in VERSIONED:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    device = jax.devices()[0]
+    return {
+        "command": shlex.join(["python", "-m", "examples.noisy_images", *sys.argv[1:]]),
+        "versions": versions,
+        "platform": device.platform,
+        "device": device.device_kind if device.platform != "cpu" else _processor(),
+        "devices": jax.device_count(),
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    import os
+
+    try:
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        name = names[0].split(":", 1)[1].strip()
+    except (OSError, IndexError):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _commit() -> str | None:
+    """Return the commit of this checkout, marked where files differ from it; None outside of one."""
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + (" with local changes" if changed.stdout.strip() else "")
+
+
+def _plot(history: list[dict[str, Any]], label: str, folder: Path) -> None:
+    from examples.noisy_images import plots
+
+    panels = plots.FIGURES_5_TO_7 if "noisy_accuracy" in history[-1] else ("train_accuracy", "test_accuracy")
+    plots.curves({label: [history]}, folder / "curves.png", panels)
+
+
+def _optional(write: Any) -> None:
+    """Write a figure where matplotlib is installed: training does without it."""
+    try:
+        write()
+    except ModuleNotFoundError as error:
+        print(f"note: {error.name} is not installed, so a figure was left out.", file=sys.stderr)

@@ -1,0 +1,402 @@
+"""The trainer: one jitted step for every method, epochs over data on the device or streamed, evaluation.
+
+A run is a pure function of its configuration: every random choice is derived from the training seed and the step, so a
+run that goes on from a checkpoint takes the same steps as one that was never stopped.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from examples.noisy_images import companions, data, methods, models
+from examples.noisy_images.config import Config
+from examples.noisy_images.data import augmentation, streaming
+from examples.noisy_images.errors import UserError
+
+EVALUATION_BATCH = 500
+# JAX's names: on GPUs and TPUs its own default multiplies float32 matrices in lower precision.
+_MATMUL_PRECISION = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
+
+
+class Network(NamedTuple):
+    """What training changes in one network."""
+
+    params: Any
+    """nnx.State of nnx.Param, float32."""
+    statistics: Any
+    """nnx.State of nnx.BatchStat, float32."""
+    opt_state: Any
+
+
+class Running(NamedTuple):
+    """Sums over the steps of the epoch so far, in training mode, of the first network; scalars."""
+
+    steps: jax.Array
+    loss: jax.Array
+    correct: jax.Array
+    monitored: Any
+    """Sums of the method's monitored scalars, by name; empty for a method of one pass."""
+
+
+class State(NamedTuple):
+    """Everything that a checkpoint holds."""
+
+    step: jax.Array
+    """Optimizer steps taken, int32 ()."""
+    networks: tuple[Network, ...]
+    """One network, two for Co-teaching."""
+    running: Running
+    first_non_finite: jax.Array
+    """Step whose loss was the first that is not finite, int32 (); -1 while there is none."""
+    last_finite_loss: jax.Array
+
+
+class Images(NamedTuple):
+    """A split on the device."""
+
+    images: jax.Array
+    """uint8 (N, H, W, C)."""
+    labels: jax.Array
+    """Given labels, int32 (N,)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What the compiled functions depend on beside the configuration."""
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    steps_per_epoch: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int
+    flip: bool
+
+
+class Functions(NamedTuple):
+    """The compiled functions of a run; they do not depend on its seed."""
+
+    create: Callable[[int], State]
+    train_step: Callable[..., State]
+    """(state, seed, images, order) -> state, for a split on the device."""
+    train_epoch: Callable[..., State]
+    """(state, seed, images, order) -> state, a whole epoch in one call."""
+    train_batch: Callable[..., State]
+    """(state, seed, batch images, batch labels) -> state, for streamed images."""
+    evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+    """(network, batch images, batch labels) -> losses against given labels, predicted labels."""
+    start_epoch: Callable[[State], State]
+
+
+# Settings that the compiled functions do not see: runs that differ in these alone share them.
+_NOT_COMPILED = (
+    *("dataset", "data_dir", "validation_dir", "image_size", "subset", "holdout", "data_seed", "skip_corrupt", "workers"),
+    *("noise", "rate", "noise_seed", "noise_options", "human_labels", "label_set"),
+    *("seed", "evaluate_every", "checkpoint_every", "scan_epochs"),
+)
+
+
+class Trainer:
+    """Train one configuration on one data set whose labels already are the noisy ones."""
+
+    def __init__(self, config: Config, dataset: data.Dataset):
+        if config.batch_size > len(dataset.train):
+            raise UserError(
+                f"--batch-size {config.batch_size} is larger than the training set of {len(dataset.train)} images; "
+                "choose a smaller one."
+            )
+        self.config = config
+        self.dataset = dataset
+        self.steps_per_epoch = len(dataset.train) // config.batch_size
+        spec = Spec(
+            num_classes=dataset.num_classes,
+            image_shape=tuple(dataset.image_shape),
+            steps_per_epoch=self.steps_per_epoch,
+            mean=tuple(dataset.mean),
+            std=tuple(dataset.std),
+            # Streamed images come cropped.
+            crop_padding=dataset.crop_padding if config.augment and not dataset.train.streamed else 0,
+            flip=dataset.flip and config.augment,
+        )
+        self._functions = compiled_functions(
+            dataclasses.replace(config, **{field: getattr(Config, field) for field in _NOT_COMPILED}), spec
+        )
+        self.scan_epochs = jax.default_backend() != "cpu" if config.scan_epochs is None else config.scan_epochs
+        self._seed = jnp.asarray(config.seed, jnp.uint32)
+        self._on_device: dict[int, Images] = {}
+        check_memory(dataset)
+        self.state = self._functions.create(config.seed)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return int(self.state.step)
+
+    @property
+    def epoch(self) -> int:
+        """Completed epochs."""
+        return self.step // self.steps_per_epoch
+
+    def train_epoch(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[int]:
+        """Train to the end of the epoch that the state stands in, yielding the step after every compiled call.
+
+        Stops between two calls when ``should_stop`` says so; the state is then one that training goes on from.
+        """
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        if done == 0:
+            self.state = self._functions.start_epoch(self.state)
+        with self._precision():
+            for advance in self._epoch_calls(epoch, done):
+                self.state = advance(self.state)
+                done += self.steps_per_epoch if self.scan_epochs and not self.dataset.train.streamed else 1
+                yield epoch * self.steps_per_epoch + done
+                if should_stop():
+                    return
+
+    def _epoch_calls(self, epoch: int, done: int) -> Iterator[Callable[[State], State]]:
+        functions, train = self._functions, self.dataset.train
+        if train.streamed:
+            batches = streaming.batches(
+                train,
+                batch_size=self.config.batch_size,
+                seed=self.config.seed,
+                epoch=epoch,
+                start_step=done,
+                workers=self.config.workers,
+                train=True,
+                image_size=train.images.image_size,
+            )
+            for images, positions in batches:
+                labels = train.labels[positions]
+                yield lambda state, i=images, y=labels: functions.train_batch(state, self._seed, i, y)
+            return
+        on_device = self._place(train)
+        order = epoch_order(self._seed, epoch, len(train))[: self.steps_per_epoch * self.config.batch_size]
+        if self.scan_epochs and done == 0:
+            yield lambda state: functions.train_epoch(state, self._seed, on_device, order)
+            return
+        for _ in range(done, self.steps_per_epoch):
+            yield lambda state: functions.train_step(state, self._seed, on_device, order)
+
+    def evaluate(self, split: data.Split) -> tuple[np.ndarray, np.ndarray]:
+        """Return losses against given labels and predicted labels, (N,) each, in evaluation mode."""
+        network = self.state.networks[0]
+        results = []
+        with self._precision():
+            for images, labels, count in self._evaluation_batches(split):
+                outputs = self._functions.evaluate(network, images, labels)
+                results.append([x[:count] for x in outputs])
+        losses, predictions = zip(*jax.device_get(results), strict=True)
+        return np.concatenate(losses), np.concatenate(predictions)
+
+    def _evaluation_batches(self, split: data.Split) -> Iterator[tuple[Any, Any, int]]:
+        size = min(EVALUATION_BATCH, len(split))
+        if split.streamed:
+            batches = streaming.batches(
+                split,
+                batch_size=size,
+                seed=0,
+                epoch=0,
+                workers=self.config.workers,
+                train=False,
+                image_size=split.images.image_size,
+            )
+            for images, positions in batches:
+                count = int((positions >= 0).sum())
+                yield images, split.labels[positions], count
+            return
+        on_device = self._place(split)
+        for start in range(0, len(split), size):
+            # The last batch is moved back to keep its shape; what was seen before is cut off by the caller.
+            first = min(start, len(split) - size)
+            skip = start - first
+            images = jax.lax.dynamic_slice_in_dim(on_device.images, first, size)
+            labels = jax.lax.dynamic_slice_in_dim(on_device.labels, first, size)
+            if skip:
+                images, labels = jnp.roll(images, -skip, axis=0), jnp.roll(labels, -skip)
+            yield images, labels, size - skip
+
+    def _place(self, split: data.Split) -> Images:
+        if id(split) not in self._on_device:
+            self._on_device[id(split)] = Images(jnp.asarray(split.images), jnp.asarray(split.labels, jnp.int32))
+        return self._on_device[id(split)]
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        return jax.default_matmul_precision(_MATMUL_PRECISION[self.config.precision])
+
+
+def epoch_order(seed: jax.Array, epoch: int, size: int) -> jax.Array:
+    """Return the order in which an epoch visits the training set, int32 (N,)."""
+    return jax.random.permutation(_key(seed, _ORDER, epoch), size)
+
+
+def check_memory(dataset: data.Dataset) -> None:
+    """Raise if the data will not fit on the device, as far as the device says how much it has."""
+    needed = data.memory_bytes(dataset)
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if limit is not None and needed > 0.8 * limit:
+        raise UserError(
+            f"the data needs {needed / 2**30:.1f} GiB of the device's {limit / 2**30:.1f} GiB, too much beside the "
+            "network: use --subset, smaller images, or a folder of image files, which is streamed."
+        )
+
+
+# Streams of random numbers, each derived from the training seed and a counter of its own.
+_ORDER, _AUGMENTATION, _DROPOUT = range(3)
+
+
+def _key(seed: jax.Array, stream: int, counter: jax.Array | int) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), counter)
+
+
+@functools.lru_cache(maxsize=8)
+def compiled_functions(config: Config, spec: Spec) -> Functions:
+    """Build and jit everything that runs on the device."""
+    build = functools.partial(
+        models.create,
+        config.model,
+        num_classes=spec.num_classes,
+        image_shape=spec.image_shape,
+        width=config.width,
+        padding=config.padding,
+        initialisation=config.initialisation,
+        batch_norm_momentum=config.batch_norm_momentum,
+        batch_norm_epsilon=config.batch_norm_epsilon,
+        dropout=config.dropout,
+        dtype="bfloat16" if config.precision == "bfloat16" else "float32",
+    )
+    optimizer = methods.create(config, spec.steps_per_epoch, spec.num_classes)
+    graphdef = nnx.split(nnx.eval_shape(lambda: build(seed=0)), nnx.Param, nnx.BatchStat)[0]
+    sample_loss = companions.hard_bootstrapping if config.companion == "bootstrapping" else companions.cross_entropy
+    co_teaching = config.companion == "co-teaching"
+
+    def create(seed: int) -> State:
+        networks = []
+        for member in range(2 if co_teaching else 1):
+            # Members of a pair differ in their initial weights alone.
+            _, params, statistics = nnx.split(build(seed=seed + 2**31 * member), nnx.Param, nnx.BatchStat)
+            networks.append(Network(params, statistics, optimizer.init(params)))
+        state = State(
+            step=jnp.zeros([], jnp.int32),
+            networks=tuple(networks),
+            running=empty_running(),
+            first_non_finite=jnp.full([], -1, jnp.int32),
+            last_finite_loss=jnp.full([], jnp.nan, jnp.float32),
+        )
+        # Leaves of their own buffers: the state is donated to every step.
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+
+    def empty_running() -> Running:
+        names = () if config.method == "sgd" else _MONITORED
+        zero = np.zeros([], np.float32)
+        return Running(steps=np.zeros([], np.int32), loss=zero, correct=zero, monitored=dict.fromkeys(names, zero))
+
+    def apply(params: Any, statistics: Any, images: jax.Array, train: bool, dropout_key: jax.Array | None) -> Any:
+        # A copy: inside jax.grad a model must not share variables with the trace outside.
+        model = nnx.merge(graphdef, params, statistics, copy=True)
+        rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
+        logits = model(images, train=train, rngs=rngs)
+        return logits, nnx.state(model, nnx.BatchStat)
+
+    def train_batch(state: State, seed: jax.Array, images: jax.Array, labels: jax.Array) -> State:
+        images = augmentation.augment(
+            _key(seed, _AUGMENTATION, state.step), images, crop_padding=spec.crop_padding, flip=spec.flip
+        )
+        images = augmentation.normalise(images, spec.mean, spec.std)
+        dropout_key = _key(seed, _DROPOUT, state.step) if config.dropout else None
+
+        def sample_losses(network: Network, params: Any) -> Any:
+            logits, statistics = apply(params, network.statistics, images, True, dropout_key)
+            return sample_loss(logits, labels), (logits, statistics)
+
+        # The losses of all networks come first, because Co-teaching weighs the samples by them.
+        passes = [
+            jax.vjp(functools.partial(sample_losses, network), network.params, has_aux=True)
+            for network in state.networks
+        ]
+        losses = tuple(p[0] for p in passes)
+        if co_teaching:
+            weights = companions.co_teaching_weights(
+                losses, state.step // spec.steps_per_epoch, config.forget_rate, config.forget_ramp_epochs
+            )
+        else:
+            weights = (jnp.full_like(losses[0], 1 / losses[0].size),)
+
+        networks = []
+        for network, (_, pullback, (_, statistics)), weight in zip(state.networks, passes, weights, strict=True):
+            of_perturbed_pass = []
+
+            def grad_fn(params: Any, network=network, weight=weight, kept=of_perturbed_pass) -> Any:
+                _, pullback, (_, statistics) = jax.vjp(functools.partial(sample_losses, network), params, has_aux=True)
+                kept.append(statistics)
+                return pullback(weight)[0]
+
+            updates, opt_state = optimizer.update(
+                pullback(weight)[0], network.opt_state, network.params, grad_fn=grad_fn
+            )
+            if config.batch_norm_pass == "perturbed" and of_perturbed_pass:
+                statistics = of_perturbed_pass[0]
+            params = jax.tree.map(lambda p, u: p + u, network.params, updates)
+            networks.append(Network(params, statistics, opt_state))
+
+        loss = jnp.vdot(losses[0], weights[0])
+        is_finite = jnp.isfinite(jnp.stack(losses)).all()
+        unseen = state.first_non_finite < 0
+        logits = passes[0][2][0]
+        return State(
+            step=state.step + 1,
+            networks=tuple(networks),
+            running=_add(state.running, loss, logits, labels, methods.monitored(networks[0].opt_state)),
+            first_non_finite=jnp.where(unseen & ~is_finite, state.step, state.first_non_finite),
+            last_finite_loss=jnp.where(unseen & is_finite, loss, state.last_finite_loss),
+        )
+
+    def train_step(state: State, seed: jax.Array, split: Images, order: jax.Array) -> State:
+        start = (state.step % spec.steps_per_epoch) * config.batch_size
+        positions = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
+        return train_batch(state, seed, split.images[positions], split.labels[positions])
+
+    def train_epoch(state: State, seed: jax.Array, split: Images, order: jax.Array) -> State:
+        def body(state: State, _: None) -> tuple[State, None]:
+            return train_step(state, seed, split, order), None
+
+        return jax.lax.scan(body, state, length=spec.steps_per_epoch)[0]
+
+    def evaluate(network: Network, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        images = augmentation.normalise(images, spec.mean, spec.std)
+        logits, _ = apply(network.params, network.statistics, images, False, None)
+        return companions.cross_entropy(logits, labels), jnp.argmax(logits, axis=-1)
+
+    return Functions(
+        create=create,
+        train_step=jax.jit(train_step, donate_argnums=0),
+        train_epoch=jax.jit(train_epoch, donate_argnums=0),
+        train_batch=jax.jit(train_batch, donate_argnums=0),
+        evaluate=jax.jit(evaluate),
+        start_epoch=lambda state: state._replace(running=jax.tree.map(jnp.asarray, empty_running())),
+    )
+
+
+_MONITORED = ("downweighted_share", "cosine", "gradient_norm", "perturbed_gradient_norm", "perturbation_norm")
+
+
+def _add(running: Running, loss: jax.Array, logits: jax.Array, labels: jax.Array, monitored: Any) -> Running:
+    correct = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+    sums = {name: total + getattr(monitored, name) for name, total in running.monitored.items()}
+    return Running(running.steps + 1, running.loss + loss, running.correct + correct, sums)
+
+
+def running_metrics(state: State) -> dict[str, float]:
+    """Return the means over the epoch so far, in training mode: loss, accuracy on given labels, monitored scalars."""
+    running = jax.device_get(state.running)
+    if not running.steps:
+        return {}
+    values = {"running_loss": running.loss, "running_accuracy": running.correct} | running.monitored
+    return {name: float(total / running.steps) for name, total in values.items()}
