@@ -5,12 +5,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
 from examples.noisy_images import comparison
-from examples.noisy_images.config import Config
+from examples.noisy_images.config import PAPER, Config
 from examples.noisy_images.errors import UserError
 
 RUNS = Path("runs")
@@ -41,7 +41,7 @@ def compare(
 
 
 def train(
-    config: Options[Config] = Config(),
+    config: Options[Config] = PAPER,
     seeds: tuple[int, ...] = (),
     name: str | None = None,
     out: Path = RUNS,
@@ -85,7 +85,7 @@ def evaluate(folder: tyro.conf.Positional[Path]) -> None:
         print(f"{metric:>24}  {value:.4f}" if isinstance(value, float) else f"{metric:>24}  {value}")
 
 
-def noise(config: Options[Config] = Config(), folder: Path | None = None) -> None:
+def noise(config: Options[Config] = PAPER, folder: Path | None = None) -> None:
     """Inspect the label noise of a configuration without training: rates, transition matrix, figure.
 
     Args:

@@ -56,7 +56,8 @@ def run_one(config: Config, folder: Path) -> None:
 
         if different := configuration.differences(config, configuration.read(folder / "config.json")):
             raise UserError(
-                f"{folder} already holds a run of another configuration ({'; '.join(different)}): choose another --name."
+                f"{folder} already holds a run of another configuration ({'; '.join(different)}): choose another "
+                "--name."
             )
         if not (folder / "summary.json").exists():
             run.resume(folder)

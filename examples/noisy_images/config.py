@@ -24,10 +24,12 @@ class Config:
     """Side in pixels of streamed images (224 if not given)."""
     subset: int | None = None
     """Number of training images, class-stratified, cut before the noise is drawn; all if not given."""
+    test_subset: int | None = None
+    """Number of test images, class-stratified, for small machines; all if not given."""
     holdout: float = 0.0
     """Share of the noisy training set held out to choose an epoch by."""
     data_seed: int = 0
-    """Seed of the subset, of the held-out split and of a test split where the source has none."""
+    """Seed of the subsets, of the held-out split and of a test split where the source has none."""
     augment: bool = True
     """Random crop and flip, as the data set has them."""
     crop_padding: int | None = None
@@ -46,7 +48,7 @@ class Config:
     """Nominal share of training labels to change, in [0, 1]."""
     noise_seed: int | None = None
     """Seed of the noise draw; the training seed if not given."""
-    noise_options: NoiseOptions = NoiseOptions()
+    noise_options: NoiseOptions = dataclasses.field(default_factory=NoiseOptions)
     """Readings of the noises; the defaults are the released SANER code's."""
     human_labels: str | None = None
     """Published file of human labels, for `real` noise."""
@@ -142,6 +144,9 @@ class Config:
         return self.alpha_ramp * self.epochs
 
 
+# The paper's protocol for ResNet-18 on CIFAR-10.
+PAPER = Config()
+
 CHOICES = {
     "noise": KINDS,
     "padding": ("torch", "same"),
@@ -207,7 +212,7 @@ def from_json(values: dict[str, Any], where: str) -> Config:
     values = dict(values)
     try:
         values["noise_options"] = NoiseOptions(**values.get("noise_options", {}))
-        values["learning_rate_drops"] = tuple(values.get("learning_rate_drops", Config.learning_rate_drops))
+        values["learning_rate_drops"] = tuple(values.get("learning_rate_drops", PAPER.learning_rate_drops))
     except TypeError as error:
         raise UserError(f"{where} is not a configuration of this program: {error}.") from error
     return Config(**values)

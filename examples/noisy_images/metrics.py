@@ -33,8 +33,8 @@ def on_training_set(
 def summary(epochs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Reduce the metrics of all epochs to the numbers that are reported: best, chosen on held-out labels, and last.
 
-    The best epoch on the test set is the paper's habit; choosing on the test set flatters every method. The epoch chosen
-    by the accuracy on the held-out noisy split is absent where there is no such split.
+    The best epoch on the test set is the paper's habit; choosing on the test set flatters every method. The epoch
+    chosen by the accuracy on the held-out noisy split is absent where there is no such split.
     """
     epochs = list(epochs)
     last = dict(epochs[-1])

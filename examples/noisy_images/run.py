@@ -1,13 +1,13 @@
 """One run: data and noise, training, evaluation, checkpoints and logs, in one folder.
 
-    config.json       the resolved configuration
-    environment.json  command, versions, device, commit
-    noise.json, .png  the audit of the label noise
-    metrics.jsonl     one line an epoch
-    curves.png        the same as a figure
-    tensorboard/      the same as scalars
-    checkpoints/      the newest two
-    summary.json      the numbers that are reported
+config.json       the resolved configuration
+environment.json  command, versions, device, commit
+noise.json, .png  the audit of the label noise
+metrics.jsonl     one line an epoch
+curves.png        the same as a figure
+tensorboard/      the same as scalars
+checkpoints/      the newest two
+summary.json      the numbers that are reported
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ class Prepared:
 
 
 def prepare(config: Config) -> Prepared:
-    """Load the data, cut the subset, draw the noise, hold out a noisy split; clean labels stay beside the noisy ones."""
+    """Load the data, cut subsets, draw the noise, hold out a noisy split; clean labels stay beside the noisy ones."""
     configuration.check(config)
     if config.method not in methods.METHODS:
         raise unknown_name("method", config.method, methods.METHODS)
@@ -69,7 +69,9 @@ def prepare(config: Config) -> Prepared:
         crop_padding=config.crop_padding,
         flip=config.flip,
     )
-    train = dataset.train
+    train, test = dataset.train, dataset.test
+    if config.test_subset is not None:
+        test = data.stratified_subset(test, config.test_subset, dataset.num_classes, config.data_seed)
     if config.subset is not None:
         train = data.stratified_subset(train, config.subset, dataset.num_classes, config.data_seed)
     train = add_noise(config, dataset, train)
@@ -83,9 +85,11 @@ def prepare(config: Config) -> Prepared:
         size = round(config.holdout * len(train))
         order = np.random.default_rng([config.data_seed, size]).permutation(len(train))
         if not 0 < size < len(train):
-            raise UserError(f"--holdout {config.holdout} leaves {len(train) - size} images to train on; choose another.")
+            raise UserError(
+                f"--holdout {config.holdout} leaves {len(train) - size} images to train on; choose another."
+            )
         heldout, train = train.take(np.sort(order[:size])), train.take(np.sort(order[size:]))
-    return Prepared(dataclasses.replace(dataset, train=train), heldout, audit)
+    return Prepared(dataclasses.replace(dataset, train=train, test=test), heldout, audit)
 
 
 def add_noise(config: Config, dataset: data.Dataset, train: data.Split) -> data.Split:
@@ -120,7 +124,9 @@ def add_noise(config: Config, dataset: data.Dataset, train: data.Split) -> data.
     return dataclasses.replace(train, labels=labels)
 
 
-def train(config: Config, folder: Path, *, label: str | None = None, prepared: Prepared | None = None) -> dict[str, Any]:
+def train(
+    config: Config, folder: Path, *, label: str | None = None, prepared: Prepared | None = None
+) -> dict[str, Any]:
     """Train one run from its start to its end; returns the summary.
 
     Raises:
@@ -258,7 +264,8 @@ def _check_finite(trainer: training.Trainer, folder: Path) -> None:
     first = int(trainer.state.first_non_finite)
     if first >= 0:
         raise UserError(
-            f"the loss became non-finite at step {first} (epoch {first // trainer.steps_per_epoch + 1}; last finite loss "
+            f"the loss became non-finite at step {first} (epoch {first // trainer.steps_per_epoch + 1}; last finite "
+            "loss "
             f"{float(trainer.state.last_finite_loss):.4g}): try a smaller --learning-rate or --rho, or --precision "
             f"float32; the checkpoints in {folder / 'checkpoints'} are from before."
         )

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from examples.noisy_images import companions, data, methods, models
-from examples.noisy_images.config import Config
+from examples.noisy_images.config import PAPER, Config
 from examples.noisy_images.data import augmentation, streaming
 from examples.noisy_images.errors import UserError
 
@@ -97,7 +97,18 @@ class Functions(NamedTuple):
 
 # Settings that the compiled functions do not see: runs that differ in these alone share them.
 _NOT_COMPILED = (
-    *("dataset", "data_dir", "validation_dir", "image_size", "subset", "holdout", "data_seed", "skip_corrupt", "workers"),
+    *(
+        "dataset",
+        "data_dir",
+        "validation_dir",
+        "image_size",
+        "subset",
+        "test_subset",
+        "holdout",
+        "data_seed",
+        "skip_corrupt",
+        "workers",
+    ),
     *("noise", "rate", "noise_seed", "noise_options", "human_labels", "label_set"),
     *("seed", "evaluate_every", "checkpoint_every", "scan_epochs"),
 )
@@ -126,7 +137,7 @@ class Trainer:
             flip=dataset.flip and config.augment,
         )
         self._functions = compiled_functions(
-            dataclasses.replace(config, **{field: getattr(Config, field) for field in _NOT_COMPILED}), spec
+            dataclasses.replace(config, **{field: getattr(PAPER, field) for field in _NOT_COMPILED}), spec
         )
         self.scan_epochs = jax.default_backend() != "cpu" if config.scan_epochs is None else config.scan_epochs
         self._seed = jnp.asarray(config.seed, jnp.uint32)

@@ -8,6 +8,7 @@ neither TensorFlow Datasets nor array_record.
 import concurrent.futures
 import contextlib
 import dataclasses
+import gzip
 import hashlib
 import io
 import os
@@ -217,14 +218,13 @@ def _decode(name: str, folder: pathlib.Path) -> dict[str, np.ndarray]:
     release = RELEASES[name]
     arrays = {}
     try:
+        # The stock decoder is slower, and takes no part in threads.
+        decoders = {"image": tfds.decode.SkipDecoding()}
         sources = tfds.data_source(
-            f"{name}:{VERSION}",
-            data_dir=folder.parent.parent,
-            download=False,
-            # The stock decoder is slower, and takes no part in threads.
-            decoders={"image": tfds.decode.SkipDecoding()},
+            f"{name}:{VERSION}", data_dir=folder.parent.parent, download=False, decoders=decoders
         )
-        # TensorFlow Datasets and array_record raise what they meet, down to C++ errors, on damaged files.
+        sources = {split: sources[split] for split in release.files}
+    # TensorFlow Datasets and array_record raise what they meet, down to C++ errors, on damaged files.
     except Exception as error:
         raise UserError(
             f"cannot read {folder} ({_first_line(error)}): remove it and {_advice(name, folder)}"
@@ -233,8 +233,7 @@ def _decode(name: str, folder: pathlib.Path) -> dict[str, np.ndarray]:
     def decode(records: list[dict]) -> np.ndarray:
         return np.stack([np.asarray(Image.open(io.BytesIO(record["image"])).convert("RGB")) for record in records])
 
-    for split in ("train", "test"):
-        data_source = sources[split]
+    for split, data_source in sources.items():
         try:
             with concurrent.futures.ThreadPoolExecutor() as pool:
                 chunks = [range(i, min(i + 500, len(data_source))) for i in range(0, len(data_source), 500)]
@@ -260,9 +259,7 @@ def _decode(name: str, folder: pathlib.Path) -> dict[str, np.ndarray]:
         arrays[f"{split}_image"] = images[order]
         for key in release.label_files:
             arrays[f"{split}_{key}"] = np.array([label[key] for label in labels], np.int32)[order]
-    arrays["class_names"] = np.array(
-        tfds.builder(f"{name}:{VERSION}", data_dir=folder.parent.parent).info.features["label"].names
-    )
+    arrays["class_names"] = np.array(sources["train"].dataset_info.features["label"].names)
     return arrays
 
 
@@ -300,7 +297,7 @@ def _read_archive(name: str, path: pathlib.Path) -> dict[str, bytes]:
     needed = {file for files in release.files.values() for file in files} | set(release.label_files.values())
     members = {}
     try:
-        with tarfile.open(path, "r:*") as archive:
+        with gzip.open(path) as stream, tarfile.open(fileobj=stream) as archive:
             for member in archive:
                 parts = pathlib.PurePosixPath(member.name).parts
                 if member.name.startswith("/") or ".." in parts or not (member.isfile() or member.isdir()):
@@ -314,6 +311,9 @@ def _read_archive(name: str, path: pathlib.Path) -> dict[str, bytes]:
                     if len(contents) != member.size:
                         raise EOFError(f"{member.name} ends early")
                     members[file] = contents
+            # The checksum stands behind the last byte, which tarfile has no need to read.
+            while stream.read(1 << 20):
+                pass
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise UserError(
             f"the archive {path} is cut short or damaged ({_first_line(error)}): get {_archive_name(name)} again."

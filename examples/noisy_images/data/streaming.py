@@ -81,7 +81,9 @@ def batches(
     )
     if workers:
         loader = loader.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=min(workers, len(source)), per_worker_buffer_size=2)
+            grain.multiprocessing.MultiprocessingOptions(
+                num_workers=min(workers, len(source)), per_worker_buffer_size=2
+            )
         )
     return _iterate(loader)
 
@@ -141,9 +143,9 @@ class _Batches:
         step = self.start_step + int(number)
         order = np.arange(len(self.files))
         if self.train:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.files))
+            order = np.random.default_rng((self.seed, self.epoch, 0)).permutation(len(self.files))
         chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-        rng = np.random.default_rng((self.seed, self.epoch, step)) if self.train else None
+        rng = np.random.default_rng((self.seed, self.epoch, 1 + step)) if self.train else None
         images = np.empty((self.batch_size, self.image_size, self.image_size, 3), np.uint8)
         positions = np.full(self.batch_size, -1, np.int32)
         positions[: len(chosen)] = chosen

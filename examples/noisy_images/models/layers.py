@@ -147,7 +147,7 @@ class Layers:
             features,
             momentum=self.batch_norm_momentum,
             epsilon=self.batch_norm_epsilon,
-            dtype=jnp.promote_types(self.dtype, jnp.float32),
+            dtype=jnp.float32,
             scale_init=self.initialisation.batch_norm_scale,
             rngs=self.rngs,
         )
