@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments.insert(0, "compare")
+    # What the data room found wrong but could leave out is a note to the user, not a line of this program's source.
+    warnings.showwarning = lambda message, category, *where: print(f"note: {message}", file=sys.stderr)
     try:
         keep_compiled_programs()
         tyro.extras.subcommand_cli_from_dict(

@@ -15,11 +15,12 @@ from examples.noisy_images.errors import UserError, unknown_name
 DIGITS = Config(
     dataset="digits",
     model="mlp",
+    initialisation="flax",
     rate=0.5,
     rho=0.5,
     epochs=100,
     batch_size=64,
-    learning_rate=0.1,
+    learning_rate=0.05,
     weight_decay=0.0,
     scan_epochs=False,
     checkpoint_every=1000,

@@ -184,9 +184,11 @@ class Trainer:
                 train=True,
                 image_size=train.images.image_size,
             )
-            for images, positions in batches:
-                labels = train.labels[positions]
-                yield lambda state, i=images, y=labels: functions.train_batch(state, self._seed, i, y)
+            # Closed also when training stops half-way, so that the workers end with it.
+            with contextlib.closing(batches):
+                for images, positions in batches:
+                    labels = train.labels[positions]
+                    yield lambda state, i=images, y=labels: functions.train_batch(state, self._seed, i, y)
             return
         on_device = self._place(train)
         order = epoch_order(self._seed, epoch, len(train))[: self.steps_per_epoch * self.config.batch_size]
@@ -220,8 +222,8 @@ class Trainer:
                 image_size=split.images.image_size,
             )
             for images, positions in batches:
-                count = int((positions >= 0).sum())
-                yield images, split.labels[positions], count
+                # Repeats that fill up the last batch stand at its end, with position -1.
+                yield images, split.labels[positions], int((positions >= 0).sum())
             return
         on_device = self._place(split)
         for start in range(0, len(split), size):
@@ -255,7 +257,7 @@ def check_memory(dataset: data.Dataset) -> None:
     if limit is not None and needed > 0.8 * limit:
         raise UserError(
             f"the data needs {needed / 2**30:.1f} GiB of the device's {limit / 2**30:.1f} GiB, too much beside the "
-            "network: use --subset, smaller images, or a folder of image files, which is streamed."
+            "network: use --subset, or --image-size with a folder of image files, which streams them."
         )
 
 
