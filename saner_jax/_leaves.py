@@ -64,8 +64,7 @@ def check_floating(what: str, tree: PyTree) -> None:
         if isinstance(leaf, optax.MaskedNode):
             raise ValueError(
                 f"{what} holds a MaskedNode at {_name(path)}: optax.masked and optax.partition hand grad_fn another "
-                "tree "
-                "than your params; use perturb_mask, or the mask of a stage, to choose leaves."
+                "tree than your params; use perturb_mask, or the mask of a stage, to choose leaves."
             )
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):

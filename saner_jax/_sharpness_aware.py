@@ -127,9 +127,8 @@ def sharpness_aware(
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         if grad_fn is None:
             raise TypeError(
-                "grad_fn is missing: call update(grads, state, params, grad_fn=grad_fn), where grad_fn maps params to "
-                "the "
-                "gradient of the same batch."
+                "grad_fn is missing: call update(grads, state, params, grad_fn=grad_fn), where grad_fn maps params "
+                "to the gradient of the same batch."
             )
         if not callable(grad_fn):
             raise TypeError(f"grad_fn must be a function of params, got {type(grad_fn).__name__}.")
@@ -141,7 +140,7 @@ def sharpness_aware(
         check_floating("the gradient", updates)
         check_same_tree("the gradient", updates, "params", params, dtypes=False)
         if axis_name is not None:
-            _check_groups(updates, axis_name)
+            _check_groups("the gradient", updates, axis_name)
 
         wide_params = widen(params)
         group_g = widen(updates)
@@ -160,6 +159,8 @@ def sharpness_aware(
 
         h = grad_fn(_perturb(params, wide_params, eps, perturbed_dtype))
         _check_perturbed_gradient(h, updates, perturbed_dtype)
+        if axis_name is not None:
+            _check_groups("the gradient that grad_fn returns", h, axis_name)
         h = _mean(widen(h), axis_name)
 
         corrected = h
@@ -203,7 +204,7 @@ def _perturb(params: PyTree, wide_params: PyTree, eps: PyTree, perturbed_dtype: 
     return jax.tree.map(lambda x: x.astype(perturbed_dtype), perturbed)
 
 
-def _check_groups(g: PyTree, axis_name: AxisName) -> None:
+def _check_groups(what: str, g: PyTree, axis_name: AxisName) -> None:
     """Raise unless ``axis_name`` is bound and, where JAX tracks it, every leaf of ``g`` belongs to one group."""
     for axis in (axis_name,) if isinstance(axis_name, str) else axis_name:
         try:
@@ -214,15 +215,21 @@ def _check_groups(g: PyTree, axis_name: AxisName) -> None:
                 "axis of that name, or leave axis_name out."
             ) from error
         # Only shard_map with its default check tracks over which axes a value varies; elsewhere the set is empty.
-        if axis not in jax.typeof(index).vma:
+        if axis not in _varying_axes(index):
             continue
         for leaf in jax.tree.leaves(g):
-            if axis not in jax.typeof(leaf).vma:
+            if axis not in _varying_axes(leaf):
                 raise ValueError(
-                    f"the gradient does not vary over axis_name={axis!r}: inside jax.shard_map the gradient of "
-                    f"replicated params is already summed over the axis; take it at jax.lax.pcast(params, {axis!r}, "
-                    "to='varying'), and hand those params to update."
+                    f"{what} does not vary over axis_name={axis!r}: inside jax.shard_map the gradient of replicated "
+                    f"params is already summed over the axis; take it at jax.lax.pcast(params, {axis!r}, to='varying') "
+                    "(jax.lax.pvary before JAX 0.8.2)."
                 )
+
+
+def _varying_axes(x: jax.Array) -> frozenset[str]:
+    """Return the mapped axes over which JAX knows ``x`` to vary (the attribute was renamed by JAX 0.10)."""
+    aval: Any = jax.typeof(x)
+    return frozenset(aval.vma if hasattr(aval, "vma") else aval.manual_axis_type.varying)
 
 
 def _check_perturbed_gradient(h: Any, g: PyTree, perturbed_dtype: jax.typing.DTypeLike | None) -> None:

@@ -44,7 +44,7 @@ class Checkpoints:
 
     def restore(self, like: State) -> tuple[State, dict[str, Any]] | None:
         """Return the newest state, in the structure and the types of ``like``, and its extra; None without one."""
-        step = self._manager.latest_step()
+        step = self.latest_step
         if step is None:
             return None
         try:
@@ -63,6 +63,12 @@ class Checkpoints:
             ) from error
         leaves = [jax.device_put(restored[name]) for name in _by_name(like)]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), run
+
+    @property
+    def latest_step(self) -> int | None:
+        """Steps taken at the newest checkpoint, once it is on the disk; None without one."""
+        self._manager.wait_until_finished()
+        return self._manager.latest_step()
 
     def close(self) -> None:
         """Wait until everything is on the disk."""

@@ -35,8 +35,9 @@ def co_teaching_weights(
 ) -> tuple[jax.Array, jax.Array]:
     """Weigh each network's samples by the other network's choice: its ``int((1 - f) B)`` samples of smallest loss.
 
-    ``f`` rises linearly from 0 in the first epoch to the forget rate in epoch ``ramp_epochs`` (counted from 1). The
-    kept samples weigh one over their number, the others nothing, so shapes do not depend on ``f``.
+    ``f`` rises linearly from 0 in the first epoch to the forget rate in epoch ``ramp_epochs`` (counted from 1, the
+    second at the earliest; no ramp is 0). The kept samples weigh one over their number, the others nothing, so shapes
+    do not depend on ``f``.
 
     Args:
       losses: the two networks' losses, (B,) each.
@@ -46,7 +47,7 @@ def co_teaching_weights(
       Han et al., `Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy Labels
       <https://arxiv.org/abs/1804.06872>`_, 2018, algorithm 1.
     """
-    progress = jnp.minimum(epoch / max(ramp_epochs - 1, 1), 1.0) if ramp_epochs > 1 else 1.0
+    progress = jnp.minimum(epoch / max(ramp_epochs - 1, 1), 1.0) if ramp_epochs else 1.0
     size = losses[0].shape[0]
     # The small addend keeps a product such as 0.8 * 5 = 3.9999999 from losing a sample; one sample is always kept.
     kept = jnp.maximum(jnp.floor((1 - forget_rate * progress) * size + 1e-3), 1)

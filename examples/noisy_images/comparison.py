@@ -1,12 +1,14 @@
 """Several methods and seeds under one protocol: runs, then a table and a figure."""
 
 import dataclasses
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.noisy_images import files, methods, run
+from examples.noisy_images import config as configuration
+from examples.noisy_images import files
 from examples.noisy_images.config import Config
 from examples.noisy_images.errors import UserError, unknown_name
 
@@ -17,10 +19,10 @@ DIGITS = Config(
     model="mlp",
     initialisation="flax",
     rate=0.5,
-    rho=0.5,
+    rho=0.4,
     epochs=100,
     batch_size=64,
-    learning_rate=0.05,
+    learning_rate=0.02,
     weight_decay=0.0,
     scan_epochs=False,
     checkpoint_every=1000,
@@ -38,36 +40,59 @@ COLUMNS = {
 
 def compare(config: Config, method_names: Sequence[str], seeds: Sequence[int], folder: Path) -> dict[str, Any]:
     """Train every method with every seed and write the table and the figure; complete runs are not run again."""
+    # Here and below imported where it is used, so that --help does not wait for JAX.
+    from examples.noisy_images import methods
+
     for name in method_names:
         if name not in methods.METHODS:
             raise unknown_name("method", name, methods.METHODS)
-    if len(set(seeds)) != len(seeds) or not seeds:
-        raise UserError(f"--seeds must be different numbers, got {tuple(seeds)}.")
+    if len(set(method_names)) != len(method_names) or not method_names:
+        raise UserError(f"--methods must be different names, got {' '.join(method_names) or 'none'}.")
+    check_seeds(seeds)
     # The seeds outside: an interrupted comparison holds whole seeds of all methods.
-    for seed in seeds:
-        for name in method_names:
-            run_one(dataclasses.replace(config, method=name, seed=seed), folder / f"{name}-seed{seed}")
+    runs = {
+        folder / f"{name}-seed{seed}": dataclasses.replace(config, method=name, seed=seed)
+        for seed in seeds
+        for name in method_names
+    }
+    # Before the first of them trains for hours.
+    for one, its_config in runs.items():
+        check_same_run(its_config, one)
+    for one, its_config in runs.items():
+        run_one(its_config, one)
     return report(folder, method_names, seeds)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise unless there are seeds and no two are the same."""
+    if len(set(seeds)) != len(seeds) or not seeds:
+        raise UserError(f"--seeds must be different numbers, got {' '.join(map(str, seeds)) or 'none'}.")
+
+
+def check_same_run(config: Config, folder: Path) -> None:
+    """Raise if the folder holds a run of another configuration."""
+    if not (folder / "config.json").exists():
+        return
+    if different := configuration.differences(config, configuration.read(folder / "config.json")):
+        raise UserError(
+            f"{folder} already holds a run of another configuration ({'; '.join(different)}): choose another --name."
+        )
 
 
 def run_one(config: Config, folder: Path) -> None:
     """Bring one run to its end: start it, go on with it, or leave it as it is when it is complete."""
-    if (folder / "config.json").exists():
-        from examples.noisy_images import config as configuration
+    from examples.noisy_images import run
 
-        if different := configuration.differences(config, configuration.read(folder / "config.json")):
-            raise UserError(
-                f"{folder} already holds a run of another configuration ({'; '.join(different)}): choose another "
-                "--name."
-            )
-        if not (folder / "summary.json").exists():
-            run.resume(folder)
-        return
-    run.train(config, folder)
+    if not (folder / "config.json").exists():
+        run.train(config, folder)
+    elif not (folder / "summary.json").exists():
+        run.resume(folder)
 
 
 def report(folder: Path, method_names: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     """Write `comparison.json`, `table.md` and `figure.png` from the runs in a folder."""
+    from examples.noisy_images import run
+
     histories = {
         name: [files.read_json_lines(folder / f"{name}-seed{seed}" / "metrics.jsonl") for seed in seeds]
         for name in method_names
@@ -89,8 +114,6 @@ def report(folder: Path, method_names: Sequence[str], seeds: Sequence[int]) -> d
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Return the summary of a complete run."""
-    import json
-
     return json.loads((folder / "summary.json").read_text())
 
 

@@ -159,7 +159,7 @@ CHOICES = {
     "learning_rate_schedule": ("step", "cosine", "constant"),
 }
 _SHARES = ("rate", "holdout", "alpha_ramp", "forget_rate")
-_AT_LEAST_ONE = ("epochs", "batch_size", "evaluate_every", "checkpoint_every")
+_AT_LEAST_ONE = ("epochs", "batch_size", "evaluate_every", "checkpoint_every", "image_size")
 _NOT_NEGATIVE = (
     "learning_rate",
     "momentum",
@@ -184,12 +184,15 @@ def check(config: Config) -> None:
         if not 0 <= (value := getattr(config, field)) <= 1:
             raise UserError(f"{_option(field)} must be in [0, 1], got {value}.")
     for field in _AT_LEAST_ONE:
-        if (value := getattr(config, field)) < 1:
+        if (value := getattr(config, field)) is not None and value < 1:
             raise UserError(f"{_option(field)} must be at least 1, got {value}.")
     for field in _NOT_NEGATIVE:
         value = getattr(config, field)
         if value is not None and not value >= 0:
             raise UserError(f"{_option(field)} must be at least 0, got {value}.")
+    # The second network of Co-teaching is initialised from the upper half of the 32-bit seeds.
+    if config.seed >= 2**31:
+        raise UserError(f"--seed must be below 2**31, got {config.seed}.")
     if any(not 0 < drop <= 1 for drop in config.learning_rate_drops):
         raise UserError(f"--learning-rate-drops must be shares of the epochs, got {config.learning_rate_drops}.")
     if not 0 <= config.fsam_decay < 1:
@@ -207,6 +210,8 @@ def to_json(config: Config) -> dict[str, Any]:
 def from_json(values: dict[str, Any], where: str) -> Config:
     """Return the configuration that was written to ``where``."""
     known = {field.name for field in dataclasses.fields(Config)}
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is not a configuration of this program.")
     if unknown := sorted(set(values) - known):
         raise UserError(f"{where} holds settings that this version does not know: {', '.join(unknown)}.")
     values = dict(values)
@@ -222,7 +227,7 @@ def read(path: Path) -> Config:
     """Read a configuration that a run wrote."""
     try:
         return from_json(json.loads(path.read_text()), str(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist: {path.parent} is not the folder of a run.") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore it or start the run again.") from error

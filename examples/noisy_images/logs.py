@@ -7,7 +7,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-COLUMNS = {"running_loss": "loss", "test_accuracy": "test", "noisy_accuracy": "noisy", "clean_accuracy": "clean"}
+COLUMNS = {
+    "running_loss": "loss",
+    "test_loss": "test loss",
+    "test_accuracy": "test",
+    "noisy_accuracy": "noisy",
+    "clean_accuracy": "clean",
+}
 
 
 class Progress(Protocol):

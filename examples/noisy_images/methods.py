@@ -8,7 +8,7 @@ import optax
 
 import saner_jax
 from examples.noisy_images.config import Config
-from examples.noisy_images.errors import unknown_name
+from examples.noisy_images.errors import UserError, unknown_name
 
 
 class Hyperparameters(NamedTuple):
@@ -72,8 +72,9 @@ def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
         case "cosine":
             return optax.cosine_decay_schedule(config.learning_rate, total)
         case _:
-            drops = (round(drop * config.epochs) * steps_per_epoch for drop in config.learning_rate_drops)
-            return optax.piecewise_constant_schedule(config.learning_rate, dict.fromkeys(drops, 0.1))
+            # Never before the first epoch is over, however few there are.
+            epochs = (max(round(drop * config.epochs), 1) for drop in config.learning_rate_drops)
+            return optax.piecewise_constant_schedule(config.learning_rate, {e * steps_per_epoch: 0.1 for e in epochs})
 
 
 def hyperparameters(config: Config, steps_per_epoch: int, num_classes: int) -> Hyperparameters:
@@ -110,7 +111,11 @@ def create(config: Config, steps_per_epoch: int, num_classes: int) -> optax.Grad
     """Return the optimizer: the method's stage, weight decay, heavy-ball momentum, learning rate."""
     if config.method not in METHODS:
         raise unknown_name("method", config.method, METHODS)
-    stage = METHODS[config.method](hyperparameters(config, steps_per_epoch, num_classes), monitor=True)
+    try:
+        stage = METHODS[config.method](hyperparameters(config, steps_per_epoch, num_classes), monitor=True)
+    except ValueError as error:
+        # The library's own checks of its hyperparameters.
+        raise UserError(str(error)) from error
     return optax.chain(
         stage,
         optax.add_decayed_weights(config.weight_decay),

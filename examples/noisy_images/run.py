@@ -140,10 +140,15 @@ def train(
             + (f" of another configuration ({'; '.join(different)}): choose another --name." if different else "")
             + ("" if different else f": go on with `resume {folder}`, or choose another --name.")
         )
+    if (folder / "checkpoints").exists():
+        raise UserError(f"{folder} holds checkpoints but no config.json: restore it, or choose another --name.")
     # Everything that can be wrong is found before the folder is made.
     prepared = prepared or prepare(config)
     trainer = training.Trainer(config, prepared.dataset)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder} ({error.strerror}): choose another --out.") from error
     files.write_json(folder / "environment.json", environment())
     if prepared.audit is not None:
         _optional(lambda: prepared.audit.save(folder))
@@ -198,7 +203,7 @@ def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, label: str
     # Epochs that were measured after the checkpoint was written are measured again.
     history = [m for m in files.read_json_lines(folder / "metrics.jsonl") if resume and m["epoch"] <= trainer.epoch]
     files.write_json_lines(folder / "metrics.jsonl", history)
-    board = logs.TensorBoard(folder / "tensorboard", purge_step=trainer.step if resume else None)
+    board = logs.TensorBoard(folder / "tensorboard", purge_step=trainer.step + 1 if resume else None)
     progress = logs.progress(label, config.epochs, steps, trainer.step)
     schedules = methods.hyperparameters(config, steps, prepared.dataset.num_classes)
     rate = methods.learning_rate(config, steps)
@@ -212,7 +217,7 @@ def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, label: str
                     if calls % 8 == 7:
                         jax.block_until_ready(trainer.state.step)
                     progress.step(step)
-                _check_finite(trainer, folder)
+                _check_finite(trainer, checkpoints)
                 if trainer.step % steps:
                     break
                 trained = time.monotonic() - started
@@ -229,6 +234,8 @@ def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, label: str
                     "steps_per_second": (trainer.step - first_step) / trained,
                     "seconds": time.monotonic() - started,
                 }
+                if not np.isfinite(record["test_loss"]):
+                    raise _non_finite("test loss", trainer, checkpoints, trainer.step - 1, record["running_loss"])
                 history.append(record)
                 files.append_json_line(folder / "metrics.jsonl", record)
                 board.write(record)
@@ -260,15 +267,21 @@ def _progress_so_far(history: list[dict[str, Any]]) -> dict[str, Any]:
     return {"epoch": history[-1]["epoch"], "best_epoch": metrics.summary(history)["best_epoch"]}
 
 
-def _check_finite(trainer: training.Trainer, folder: Path) -> None:
+def _check_finite(trainer: training.Trainer, checkpoints: Checkpoints) -> None:
     first = int(trainer.state.first_non_finite)
     if first >= 0:
-        raise UserError(
-            f"the loss became non-finite at step {first} (epoch {first // trainer.steps_per_epoch + 1}; last finite "
-            "loss "
-            f"{float(trainer.state.last_finite_loss):.4g}): try a smaller --learning-rate or --rho, or --precision "
-            f"float32; the checkpoints in {folder / 'checkpoints'} are from before."
-        )
+        raise _non_finite("loss", trainer, checkpoints, first, float(trainer.state.last_finite_loss))
+
+
+def _non_finite(
+    what: str, trainer: training.Trainer, checkpoints: Checkpoints, step: int, last_finite: float
+) -> UserError:
+    kept = checkpoints.latest_step
+    return UserError(
+        f"the {what} became non-finite at step {step} (epoch {step // trainer.steps_per_epoch + 1}; last finite loss "
+        f"{last_finite:.4g}): try a smaller --learning-rate or --rho, or --precision float32; "
+        + ("there is no checkpoint yet." if kept is None else f"the checkpoint of step {kept} is kept.")
+    )
 
 
 def _value(schedule: Any, step: int) -> float:

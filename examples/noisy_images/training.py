@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from examples.noisy_images import companions, data, methods, models
@@ -163,15 +164,16 @@ class Trainer:
         epoch, done = divmod(self.step, self.steps_per_epoch)
         if done == 0:
             self.state = self._functions.start_epoch(self.state)
-        with self._precision():
-            for advance in self._epoch_calls(epoch, done):
+        for advance, steps in self._epoch_calls(epoch, done):
+            with self._precision():
                 self.state = advance(self.state)
-                done += self.steps_per_epoch if self.scan_epochs and not self.dataset.train.streamed else 1
-                yield epoch * self.steps_per_epoch + done
-                if should_stop():
-                    return
+            done += steps
+            yield epoch * self.steps_per_epoch + done
+            if should_stop():
+                return
 
-    def _epoch_calls(self, epoch: int, done: int) -> Iterator[Callable[[State], State]]:
+    def _epoch_calls(self, epoch: int, done: int) -> Iterator[tuple[Callable[[State], State], int]]:
+        # Each call with the number of steps that it takes.
         functions, train = self._functions, self.dataset.train
         if train.streamed:
             batches = streaming.batches(
@@ -188,15 +190,15 @@ class Trainer:
             with contextlib.closing(batches):
                 for images, positions in batches:
                     labels = train.labels[positions]
-                    yield lambda state, i=images, y=labels: functions.train_batch(state, self._seed, i, y)
+                    yield lambda state, i=images, y=labels: functions.train_batch(state, self._seed, i, y), 1
             return
         on_device = self._place(train)
         order = epoch_order(self._seed, epoch, len(train))[: self.steps_per_epoch * self.config.batch_size]
         if self.scan_epochs and done == 0:
-            yield lambda state: functions.train_epoch(state, self._seed, on_device, order)
+            yield lambda state: functions.train_epoch(state, self._seed, on_device, order), self.steps_per_epoch
             return
         for _ in range(done, self.steps_per_epoch):
-            yield lambda state: functions.train_step(state, self._seed, on_device, order)
+            yield lambda state: functions.train_step(state, self._seed, on_device, order), 1
 
     def evaluate(self, split: data.Split) -> tuple[np.ndarray, np.ndarray]:
         """Return losses against given labels and predicted labels, (N,) each, in evaluation mode."""
@@ -299,15 +301,15 @@ def compiled_functions(config: Config, spec: Spec) -> Functions:
         state = State(
             step=jnp.zeros([], jnp.int32),
             networks=tuple(networks),
-            running=empty_running(),
+            running=empty_running(networks[0].opt_state),
             first_non_finite=jnp.full([], -1, jnp.int32),
             last_finite_loss=jnp.full([], jnp.nan, jnp.float32),
         )
         # Leaves of their own buffers: the state is donated to every step.
         return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
-    def empty_running() -> Running:
-        names = () if config.method == "sgd" else _MONITORED
+    def empty_running(opt_state: optax.OptState) -> Running:
+        names = () if methods.monitored(opt_state) is None else _MONITORED
         zero = np.zeros([], np.float32)
         return Running(steps=np.zeros([], np.int32), loss=zero, correct=zero, monitored=dict.fromkeys(names, zero))
 
@@ -393,7 +395,7 @@ def compiled_functions(config: Config, spec: Spec) -> Functions:
         train_epoch=jax.jit(train_epoch, donate_argnums=0),
         train_batch=jax.jit(train_batch, donate_argnums=0),
         evaluate=jax.jit(evaluate),
-        start_epoch=lambda state: state._replace(running=jax.tree.map(jnp.asarray, empty_running())),
+        start_epoch=lambda state: state._replace(running=jax.tree.map(jnp.zeros_like, state.running)),
     )
 
 

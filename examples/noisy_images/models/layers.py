@@ -45,7 +45,10 @@ def _on_host(draw: Draw) -> Initializer:
         def host(seed):
             return draw(np.random.default_rng(np.asarray(seed)), shape).astype(dtype)
 
-        return jax.pure_callback(host, jax.ShapeDtypeStruct(shape, dtype), jax.random.key_data(key))
+        seed = jax.random.key_data(key)
+        if isinstance(seed, jax.core.Tracer):  # inside `jax.jit` or `jax.eval_shape`
+            return jax.pure_callback(host, jax.ShapeDtypeStruct(shape, dtype), seed)
+        return jnp.asarray(host(seed))
 
     return initialise
 
