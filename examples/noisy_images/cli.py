@@ -94,6 +94,23 @@ def evaluate(folder: tyro.conf.Positional[Path]) -> None:
         print(f"{metric:>24}  {value:.4f}" if isinstance(value, float) else f"{metric:>24}  {value}")
 
 
+def plot(
+    folders: tyro.conf.Positional[tuple[Path, ...]],
+    output: Path,
+    by: str = "method",
+    figure: str = "1",
+) -> None:
+    """Draw the curves of runs, as mean and spread over the runs that share a label.
+
+    Args:
+        folders: Folders of runs.
+        output: Figure to write, .png or .pdf.
+        by: Setting that labels the runs: method, alpha, width, model or any other.
+        figure: Panels, named after the paper's figures: 1, 3, 5 (of 5 to 7) or shares.
+    """
+    comparison.plot(folders, output, by, figure)
+
+
 def noise(config: Options[Config] = PAPER, folder: Path | None = None) -> None:
     """Inspect the label noise of a configuration without training: rates, transition matrix, figure.
 
@@ -146,6 +163,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "resume": resume,
     "evaluate": evaluate,
+    "plot": plot,
     "noise": noise,
     "prepare": prepare,
     "list": list_names,
