@@ -101,6 +101,8 @@ def rho_from_learning_rate(
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         fraction = jnp.clip((learning_rate(step) - lr_min) / (lr_max - lr_min), 0, 1)
-        return rho_min + (rho_max - rho_min) * fraction
+        rho = rho_min + (rho_max - rho_min) * fraction
+        # Once more: rounding may leave the interval by a digit.
+        return jnp.clip(rho, jnp.minimum(rho_min, rho_max), jnp.maximum(rho_min, rho_max))
 
     return schedule

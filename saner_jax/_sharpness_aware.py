@@ -161,7 +161,8 @@ def sharpness_aware(
         _check_perturbed_gradient(h, updates, perturbed_dtype)
         if axis_name is not None:
             _check_groups("the gradient that grad_fn returns", h, axis_name)
-        h = _mean(widen(h), axis_name)
+        # In the dtype of g first: a bfloat16 g against a finer h would differ by g's rounding alone.
+        h = _mean(widen(cast_like(h, updates)), axis_name)
 
         corrected = h
         enters_reweighting = None

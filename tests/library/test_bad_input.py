@@ -1,0 +1,286 @@
+"""Mistakes raise ValueError or TypeError with one sentence that names the argument and says what to do."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+import saner_jax
+
+PARAMS = {"w": jnp.array([[0.5, -1.0], [2.0, 0.25]]), "b": jnp.array([1.0, -1.0])}
+ALIASES = [
+    saner_jax.sam,
+    saner_jax.asam,
+    saner_jax.gsam,
+    saner_jax.fsam,
+    saner_jax.vasso,
+    saner_jax.saner,
+    saner_jax.sgd_d,
+]
+
+
+def cosine(tree):
+    return jax.tree.map(jnp.cos, tree)
+
+
+def raises(kind, *words):
+    """Expect one sentence with all of ``words``."""
+
+    class Sentence:
+        def __enter__(self):
+            self.context = pytest.raises(kind)
+            self.info = self.context.__enter__()
+            return self.info
+
+        def __exit__(self, *exception):
+            caught = self.context.__exit__(*exception)
+            message = str(self.info.value)
+            for word in words:
+                assert word in message
+            assert message.endswith(".")
+            assert not re.search(r"\.\s+[A-Z]|\n", message), message
+            return caught
+
+    return Sentence()
+
+
+def update(tx, grads=None, params=PARAMS, grad_fn=cosine, **extra_args):
+    return tx.update(cosine(PARAMS) if grads is None else grads, tx.init(PARAMS), params, grad_fn=grad_fn, **extra_args)
+
+
+# -- the call of update ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_no_grad_fn(alias):
+    tx = alias()
+    with raises(TypeError, "grad_fn is missing", "grad_fn=grad_fn"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    with raises(TypeError, "grad_fn is missing", "grad_fn=grad_fn"):
+        optax.chain(tx, optax.sgd(0.1)).update(PARAMS, optax.chain(tx, optax.sgd(0.1)).init(PARAMS), PARAMS)
+
+
+def test_grad_fn_that_is_no_function():
+    with raises(TypeError, "grad_fn", "function of params"):
+        update(saner_jax.saner(), grad_fn=PARAMS)
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_no_params(alias):
+    with raises(ValueError, "params are missing", "pass them to update"):
+        update(alias(), params=None)
+
+
+def test_grad_fn_returns_another_structure():
+    with raises(ValueError, "grad_fn", "structure"):
+        update(saner_jax.saner(), grad_fn=lambda w: {"w": w["w"]})
+    with raises(ValueError, "grad_fn", "structure"):
+        update(saner_jax.saner(), grad_fn=lambda w: None)
+
+
+def test_grad_fn_returns_other_shapes():
+    with raises(ValueError, "grad_fn", "shape", "['b']", "(2,)", "(3,)"):
+        update(saner_jax.saner(), grad_fn=lambda w: {**cosine(w), "b": jnp.ones(3)})
+
+
+def test_grad_fn_returns_another_dtype():
+    with raises(TypeError, "grad_fn", "dtype", "['b']", "bfloat16", "float32"):
+        update(saner_jax.saner(), grad_fn=lambda w: {**cosine(w), "b": w["b"].astype(jnp.bfloat16)})
+    with raises(TypeError, "grad_fn", "floating-point", "int32"):
+        update(saner_jax.saner(perturbed_dtype=jnp.float32), grad_fn=lambda w: {**cosine(w), "b": jnp.array([1, 2])})
+
+
+@pytest.mark.parametrize("params", [PARAMS, PARAMS["w"], tuple(PARAMS.values())])
+def test_grad_fn_returns_a_pair(params):
+    def loss(w):
+        return optax.tree.sum(jax.tree.map(jnp.sin, w))
+
+    tx = saner_jax.saner()
+    with raises(TypeError, "grad_fn returned a pair", "jax.grad"):
+        tx.update(cosine(params), tx.init(params), params, grad_fn=jax.value_and_grad(loss))
+
+
+def test_gradient_of_other_parameters():
+    with raises(ValueError, "the gradient", "structure of params"):
+        update(saner_jax.saner(), grads={"w": PARAMS["w"]})
+    with raises(ValueError, "the gradient", "shapes of params"):
+        update(saner_jax.saner(), grads={**PARAMS, "b": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("leaf", [jnp.array([1, 2]), np.array([True]), jnp.array([1j]), 3])
+def test_parameters_that_are_not_real_floats(leaf):
+    with raises(TypeError, "params", "floating-point", "['count']", "out of params"):
+        saner_jax.saner().init({"w": jnp.ones(2), "count": leaf})
+
+
+def test_masked_around_the_whole():
+    tx = optax.masked(saner_jax.saner(), {"w": True, "b": False})
+    with raises(ValueError, "params", "MaskedNode", "perturb_mask"):
+        tx.init(PARAMS)
+    with raises(ValueError, "params", "MaskedNode", "perturb_mask"):
+        optax.partition({"a": saner_jax.saner(), "z": optax.sgd(0.1)}, {"w": "a", "b": "z"}).init(PARAMS)
+
+
+# -- hyperparameters ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", [*ALIASES, saner_jax.scale_to_norm, saner_jax.scale_to_adaptive_norm])
+@pytest.mark.parametrize("rho", [-0.1, -1, np.float32(-0.1), np.nan, np.inf])
+def test_negative_rho(function, rho):
+    with raises(ValueError, "rho", "at least 0", str(rho)):
+        function(rho=rho)
+
+
+@pytest.mark.parametrize("function", [saner_jax.fsam, saner_jax.subtract_ema])
+@pytest.mark.parametrize("decay", [-0.1, 1, 1.5, np.nan])
+def test_decay_outside_its_interval(function, decay):
+    with raises(ValueError, "decay", "at least 0 and below 1", str(decay)):
+        function(decay=decay)
+
+
+@pytest.mark.parametrize("function", [saner_jax.vasso, saner_jax.follow_ema])
+@pytest.mark.parametrize("theta", [0, -0.1, 1.5, np.nan])
+def test_theta_outside_its_interval(function, theta):
+    with raises(ValueError, "theta", "above 0 and at most 1", str(theta)):
+        function(theta=theta)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda x: saner_jax.saner(alpha=x), "alpha"),
+        (lambda x: saner_jax.gsam(alpha=x), "alpha"),
+        (lambda x: saner_jax.downweight(x), "alpha"),
+        (lambda x: saner_jax.fsam(sigma=x), "sigma"),
+        (lambda x: saner_jax.asam(eta=x), "eta"),
+        (lambda x: saner_jax.sam(rho=x), "rho"),
+    ],
+)
+def test_hyperparameter_of_another_kind(make, name):
+    with raises(ValueError, name, "number", "nan"):
+        make(float("nan"))
+    for value in ("0.1", None, [0.1]):
+        with raises(TypeError, name, "number, a schedule or an array", repr(value)):
+            make(value)
+    tx = saner_jax.sharpness_aware(saner_jax.scale_to_norm(jnp.ones(2)))
+    with raises(ValueError, "rho", "scalar", "(2,)"):
+        tx.init(PARAMS)
+
+
+def test_negative_eta():
+    with raises(ValueError, "eta", "at least 0"):
+        saner_jax.asam(eta=-0.01)
+
+
+def test_schedules():
+    with raises(ValueError, "steps", "positive", "0"):
+        saner_jax.alpha_ramp(0.5, steps=0)
+    with raises(ValueError, "steps_per_epoch", "positive", "-1"):
+        saner_jax.alpha_ramp(0.5, steps=10, steps_per_epoch=-1)
+    with raises(ValueError, "alpha", "finite"):
+        saner_jax.alpha_ramp(float("inf"), steps=10)
+    with raises(TypeError, "learning_rate", "schedule", "constant rho"):
+        saner_jax.rho_from_learning_rate(0.1, 0.0, 0.1, 0.01, 0.1)
+    with raises(ValueError, "lr_max", "exceed lr_min"):
+        saner_jax.rho_from_learning_rate(lambda step: 0.1, 0.1, 0.1, 0.01, 0.1)
+    with raises(ValueError, "rho_min", "at least 0"):
+        saner_jax.rho_from_learning_rate(lambda step: 0.1, 0.0, 0.1, -0.01, 0.1)
+
+
+# -- stages and masks --------------------------------------------------------------------------------------------------
+
+
+def test_stages_that_are_none():
+    with raises(TypeError, "ascent must be an Optax transformation"):
+        saner_jax.sharpness_aware(0.1)
+    with raises(TypeError, "descent stage 1 must be an Optax transformation"):
+        saner_jax.sharpness_aware(saner_jax.scale_to_norm(0.1), saner_jax.downweight(0.5), 0.5)
+    with raises(TypeError, "reweight must be a descent stage", "downweight(0.5)"):
+        saner_jax.sam(reweight=0.5)
+
+
+@pytest.mark.parametrize(
+    "stage", [saner_jax.downweight(0.5), saner_jax.restore_downweighted(), saner_jax.subtract_orthogonal(0.5)]
+)
+def test_descent_stage_outside_the_wrapper(stage):
+    with raises(ValueError, "unperturbed_grads", "sharpness_aware"):
+        stage.update(PARAMS, stage.init(PARAMS))
+
+
+def test_adaptive_stage_without_params():
+    stage = saner_jax.scale_to_adaptive_norm(0.5)
+    with raises(ValueError, "scale_to_adaptive_norm", "pass params to update"):
+        stage.update(PARAMS, stage.init(PARAMS))
+
+
+def test_ascent_stage_that_changes_the_tree():
+    tx = saner_jax.sharpness_aware(optax.stateless(lambda updates, params: updates["w"]))
+    with raises(ValueError, "ascent stage", "structure of params"):
+        update(tx)
+
+
+@pytest.mark.parametrize(
+    ("argument", "make"),
+    [
+        ("perturb_mask", lambda mask: saner_jax.sam(perturb_mask=mask)),
+        ("adaptive_mask", lambda mask: saner_jax.asam(adaptive_mask=mask)),
+        ("mask", lambda mask: saner_jax.sam(reweight=saner_jax.downweight(0.5, mask=mask))),
+        ("mask", lambda mask: saner_jax.sam(reweight=saner_jax.restore_downweighted(mask=mask))),
+    ],
+)
+def test_masks(argument, make):
+    for mask in ({"w": True}, {"w": True, "b": {"c": True}}, [True, False], lambda params: {"v": True}):
+        with raises(ValueError, argument, "structure of params"):
+            update(make(mask))
+    for mask in ({"w": 1, "b": True}, {"w": jnp.array(True), "b": True}, lambda params: params):
+        with raises(TypeError, argument, "bools"):
+            update(make(mask))
+
+
+# -- axes --------------------------------------------------------------------------------------------------------------
+
+
+def test_axis_name_that_is_not_bound():
+    with raises(ValueError, "axis_name='data'", "not bound", "jax.vmap"):
+        update(saner_jax.saner(axis_name="data"))
+
+
+@pytest.mark.parametrize("which", ["g", "h"])
+def test_gradient_that_does_not_vary_over_the_axis(which):
+    """Inside shard_map such a gradient was already summed over the devices, without notice."""
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    tx = saner_jax.saner(axis_name="data")
+
+    def step(x):
+        def per_device(tree):
+            return jax.tree.map(lambda leaf: jnp.cos(leaf) * x[0], tree)
+
+        summed = jax.lax.psum(per_device(PARAMS), "data")
+        grads = summed if which == "g" else per_device(PARAMS)
+        grad_fn = per_device if which == "g" else lambda w: summed
+        return tx.update(grads, tx.init(PARAMS), PARAMS, grad_fn=grad_fn)[0]
+
+    what = "the gradient does not vary" if which == "g" else "grad_fn returns does not vary"
+    with raises(ValueError, what, "axis_name='data'", "jax.lax.pcast"):
+        jax.eval_shape(jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P()), jnp.ones(2))
+
+
+# -- not mistakes ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_right_raises_nothing():
+    update(saner_jax.saner(rho=0, alpha=-0.5))
+    update(saner_jax.saner(rho=0.0, alpha=2.0))
+    update(saner_jax.vasso(theta=1))
+    update(saner_jax.fsam(decay=0, sigma=-1))
+    update(saner_jax.asam(eta=0))
+    update(saner_jax.sam(), grads=jax.tree.map(jnp.zeros_like, PARAMS))
+    update(saner_jax.sam(perturb_mask=True))
+    update(saner_jax.sam(perturb_mask=np.bool_(False)))
+    jax.eval_shape(functools.partial(saner_jax.scale_to_norm(jnp.array(-1.0)).init), PARAMS)  # arrays pass unseen

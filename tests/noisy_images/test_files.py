@@ -1,0 +1,47 @@
+"""Files are whole or not there."""
+
+import pytest
+
+from examples.noisy_images import files
+
+
+def test_a_file_takes_its_place_when_the_block_ends(tmp_path):
+    path = tmp_path / "folder" / "a.txt"
+    with files.replacing(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == path.parent and temporary.suffix == ".txt" and not path.exists()
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), files.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_lines_survive_a_line_that_was_cut_short(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert files.read_json_lines(path) == []
+    for epoch in (1, 2, 3):
+        files.append_json_line(path, {"epoch": epoch, "loss": 0.1})
+    whole = path.read_text()
+    assert whole.count("\n") == 3
+    for cut in range(1, len(whole) // 3):
+        path.write_text(whole[:-cut])
+        records = files.read_json_lines(path)
+        # Only the line's end is missing when one character is.
+        assert [r["epoch"] for r in records] == ([1, 2, 3] if cut == 1 else [1, 2])
+    files.write_json_lines(path, records)
+    assert path.read_text() == "".join(whole.splitlines(keepends=True)[:2])
+
+
+def test_json_keeps_floats_exactly(tmp_path):
+    record = {"x": 0.1 + 0.2, "y": 1e-30, "z": float("nan")}
+    files.append_json_line(tmp_path / "a.jsonl", record)
+    (back,) = files.read_json_lines(tmp_path / "a.jsonl")
+    assert back["x"] == record["x"] and back["y"] == record["y"] and back["z"] != back["z"]
