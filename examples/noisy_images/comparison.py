@@ -13,7 +13,7 @@ from examples.noisy_images.config import Config
 from examples.noisy_images.errors import UserError, unknown_name
 
 # The protocol of the default comparison: the same for every method, so that only the method differs. The network is
-# large for 1,347 images and trains long enough to memorize every wrong label, the regime that the methods differ in.
+# large for 1,348 images and trains long enough to memorize every wrong label, the regime that the methods differ in.
 DIGITS = Config(
     dataset="digits",
     model="mlp",

@@ -50,8 +50,10 @@ class _Lines:
         pass
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
-        rate = f"{metrics['steps_per_second']:.3g} steps/s" if "steps_per_second" in metrics else ""
-        print(f"{self._label}: epoch {metrics['epoch']}/{self._epochs}  {describe(metrics)}  {rate}", flush=True)
+        line = f"{self._label}: epoch {metrics['epoch']}/{self._epochs}  {describe(metrics)}"
+        if "steps_per_second" in metrics:
+            line += f"  {step_rate(metrics['steps_per_second'])}"
+        print(line, flush=True)
 
     def __enter__(self) -> Self:
         return self
@@ -61,48 +63,48 @@ class _Lines:
 
 
 class _Live:
-    """A progress bar with epoch, step rate, time left, losses and accuracies."""
+    """A progress bar with epoch, step rate and time left; below it losses and accuracies."""
 
     def __init__(self, label: str, epochs: int, steps_per_epoch: int, start_step: int):
+        from rich import console, live, text
         from rich import progress as bars
 
-        self._steps_per_epoch, self._epochs = steps_per_epoch, epochs
+        self._label, self._steps_per_epoch, self._epochs = label, steps_per_epoch, epochs
         self._start_step, self._started = start_step, time.monotonic()
         self._bars = bars.Progress(
-            bars.TextColumn("{task.description}"),
-            bars.BarColumn(bar_width=16),
-            bars.TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}  {task.fields[rate]}"),
+            bars.TextColumn("epoch {task.fields[epoch]}"),
+            bars.BarColumn(bar_width=24),
+            bars.TextColumn("{task.fields[rate]}"),
             bars.TimeRemainingColumn(elapsed_when_finished=True),
-            bars.TextColumn("{task.fields[metrics]}"),
         )
         self._task = self._bars.add_task(
-            label,
-            total=epochs * steps_per_epoch,
-            completed=start_step,
-            epoch=start_step // steps_per_epoch,
-            epochs=epochs,
-            rate="",
-            metrics="",
+            label, total=epochs * steps_per_epoch, completed=start_step, epoch=self._epoch(start_step), rate=""
         )
+        # A line of its own, which a narrow terminal wraps where it would cut off columns.
+        self._metrics = text.Text(label)
+        self._live = live.Live(console.Group(self._bars, self._metrics))
 
     def step(self, step: int) -> None:
         rate = (step - self._start_step) / max(time.monotonic() - self._started, 1e-9)
-        self._bars.update(
-            self._task,
-            completed=step,
-            epoch=min(step // self._steps_per_epoch + 1, self._epochs),
-            rate=f"{rate:.3g} steps/s",
-        )
+        self._bars.update(self._task, completed=step, epoch=self._epoch(step), rate=step_rate(rate))
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
-        self._bars.update(self._task, metrics=describe(metrics))
+        self._metrics.plain = f"{self._label}: {describe(metrics)}"
+
+    def _epoch(self, step: int) -> str:
+        return f"{min(step // self._steps_per_epoch + 1, self._epochs)}/{self._epochs}"
 
     def __enter__(self) -> Self:
-        self._bars.start()
+        self._live.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bars.stop()
+        self._live.stop()
+
+
+def step_rate(rate: float) -> str:
+    """Return a number of steps a second with three digits or all before the point."""
+    return f"{rate:.0f} steps/s" if rate >= 100 else f"{rate:.3g} steps/s"
 
 
 def describe(metrics: Mapping[str, Any]) -> str:
@@ -124,7 +126,8 @@ class TensorBoard:
         except ImportError:
             self._writer = None
         else:
-            self._writer = SummaryWriter(str(folder), purge_step=purge_step, write_to_disk=True)
+            # The writer names its file by the second: a run that goes on at once must not write over its own start.
+            self._writer = SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=f".{purge_step or 0}")
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Write the scalars of an epoch at its step."""

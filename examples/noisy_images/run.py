@@ -40,7 +40,8 @@ class Interrupted(Exception):
     """Training was asked to stop and has saved where it stands."""
 
     def __init__(self, folder: Path, step: int):
-        super().__init__(f"stopped after step {step}; go on with: python -m examples.noisy_images resume {folder}")
+        command = shlex.join(["python", "-m", "examples.noisy_images", "resume", str(folder)])
+        super().__init__(f"stopped after step {step}; go on with: {command}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -361,7 +361,8 @@ def compiled_functions(config: Config, spec: Spec) -> Functions:
             params = jax.tree.map(lambda p, u: p + u, network.params, updates)
             networks.append(Network(params, statistics, opt_state))
 
-        loss = jnp.vdot(losses[0], weights[0])
+        # A sum, not a product of vectors, which TF32 or bfloat16 compute would round.
+        loss = jnp.sum(losses[0] * weights[0])
         is_finite = jnp.isfinite(jnp.stack(losses)).all()
         unseen = state.first_non_finite < 0
         logits = passes[0][2][0]

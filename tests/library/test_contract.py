@@ -30,7 +30,9 @@ METHODS = {
     "gsam+saner": functools.partial(saner_jax.gsam, 0.4, reweight=downweight(-0.5)),
     "fsam+saner": functools.partial(saner_jax.fsam, 0.4, reweight=downweight(1.0)),
     "vasso+sgd_d": functools.partial(saner_jax.vasso, 0.4, reweight=restore_downweighted()),
-    "saner, monitored": functools.partial(saner_jax.saner, 0.4, monitor=True),
+    "saner, scheduled and monitored": functools.partial(
+        saner_jax.saner, lambda step: 0.4 / (1 + step), saner_jax.alpha_ramp(0.5, steps=3), monitor=True
+    ),
     "fsam+saner, every keyword": functools.partial(
         saner_jax.fsam,
         0.4,
@@ -42,7 +44,6 @@ METHODS = {
     "asam, masked": functools.partial(
         saner_jax.asam, 0.6, 0.1, {"layer": {"kernel": True, "bias": False}, "scale": True}
     ),
-    "schedules": functools.partial(saner_jax.saner, lambda step: 0.4 / (1 + step), saner_jax.alpha_ramp(0.5, steps=3)),
     "composition": functools.partial(
         sharpness_aware,
         optax.chain(saner_jax.subtract_ema(0.5), saner_jax.follow_ema(0.5), saner_jax.scale_to_adaptive_norm(0.6)),
@@ -50,7 +51,6 @@ METHODS = {
         downweight(0.5),
         optax.clip_by_global_norm(1.0),
     ),
-    "plain ascent": functools.partial(sharpness_aware, optax.scale(0.05)),
     "plain stages": functools.partial(
         sharpness_aware, optax.chain(optax.normalize_by_update_norm(0.4), optax.clip(0.3)), optax.trace(0.5)
     ),
@@ -115,23 +115,17 @@ def compiled(name):
     return tx, jax.jit(step, donate_argnums=(0, 1)), traced
 
 
-@functools.cache
-def compiled_on_lines(name):
+def step_on_lines(name, params, slope, offset, perturbed_offset):
     """One step on the gradient ``slope * w + offset``, the offset of its own at ``w + eps``: update, state, w + eps."""
-    tx = METHODS[name]()
+    tx, points = METHODS[name](), []
 
-    def step(params, slope, offset, perturbed_offset):
-        points = []
+    def grad_fn(w):
+        points.append(w)
+        return jax.tree.map(lambda w, a, b: a * w + b, w, slope, perturbed_offset)
 
-        def grad_fn(w):
-            points.append(w)
-            return jax.tree.map(lambda w, a, b: a * w + b, w, slope, perturbed_offset)
-
-        grads = jax.tree.map(lambda w, a, b: a * w + b, params, slope, offset)
-        updates, state = tx.update(grads, tx.init(params), params, grad_fn=grad_fn)
-        return updates, state, points[0]
-
-    return jax.jit(step)
+    grads = jax.tree.map(lambda w, a, b: a * w + b, params, slope, offset)
+    updates, state = tx.update(grads, tx.init(params), params, grad_fn=grad_fn)
+    return updates, state, points[0]
 
 
 def follow(name, batches):
@@ -216,7 +210,7 @@ def test_grad_fn_is_called_once_in_the_trace_of_the_caller(name):
 @each_method
 def test_a_positive_gradient_goes_uphill_and_comes_out_positive(name):
     params = constants(9.0)
-    updates, _, point = compiled_on_lines(name)(params, constants(2.0), constants(0.0), constants(0.0))
+    updates, _, point = step_on_lines(name, params, constants(2.0), constants(0.0), constants(0.0))
     assert all(jnp.all(leaf > 0) for leaf in jax.tree.leaves(updates))
     eps = optax.tree.sub(point, params)
     assert all(jnp.all(leaf >= 0) for leaf in jax.tree.leaves(eps))
@@ -384,7 +378,7 @@ def test_vmap_over_an_ensemble(name):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
     states = stack([tx.init(params) for params in members])
-    actual = jax.jit(jax.vmap(make_step(tx)))(stack(members), states, stack(batches))
+    actual = jax.vmap(make_step(tx))(stack(members), states, stack(batches))
     expected = [step(params, tx.init(params), batch) for params, batch in zip(members, batches, strict=True)]
     assert_close(actual, stack(expected))
 
@@ -404,7 +398,7 @@ class Variants(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True, with_device=True, with_pmap=True)
     def test_variants(self):
         params, batch = make_params(), make_batch()
-        for name in ("saner, monitored", "fsam+saner, every keyword", "composition"):
+        for name in ("saner, scheduled and monitored", "fsam+saner, every keyword", "composition"):
             with self.subTest(name):
                 tx, _, _ = compiled(name)
                 actual = self.variant(make_step(tx))(params, tx.init(params), batch)
@@ -417,12 +411,12 @@ class Variants(chex.TestCase):
 
 @each_method
 def test_non_finite_gradient_is_never_turned_finite(name):
-    update, good = compiled_on_lines(name), constants(1.0)
+    good = constants(1.0)
     for value in (np.nan, np.inf, -np.inf):
         kernel = good["layer"]["kernel"].at[1, 2].set(value)
         bad = {**good, "layer": {**good["layer"], "kernel": kernel}}
         for g_offset, h_offset in ((bad, bad), (good, bad), (bad, good)):
-            updates, _, _ = update(make_params(), constants(2.0), g_offset, h_offset)
+            updates, _, _ = step_on_lines(name, make_params(), constants(2.0), g_offset, h_offset)
             # A bad g spoils the perturbed point, and so the gradient there.
             assert not jnp.isfinite(updates["layer"]["kernel"][1, 2])
 
@@ -430,7 +424,7 @@ def test_non_finite_gradient_is_never_turned_finite(name):
 @each_method
 def test_zero_gradient(name):
     zeros = constants(0.0)
-    updates, state, point = compiled_on_lines(name)(make_params(), zeros, zeros, zeros)
+    updates, state, point = step_on_lines(name, make_params(), zeros, zeros, zeros)
     if name not in DIVIDES_BY_ZERO_NORM:
         chex.assert_trees_all_equal(point, make_params())
         chex.assert_trees_all_equal(updates, zeros)

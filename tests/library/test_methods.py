@@ -292,7 +292,7 @@ def assert_close(actual, desired, tolerance):
 
 
 def as_vector(tree):
-    return ravel_pytree(tree)[0].__array__(np.float64)
+    return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
 
 
 def compare(case, dtype, step=None, jit=True, steps=STEPS, tree_seed=None):
@@ -345,7 +345,11 @@ def test_saner_on_every_method_equals_its_reference(name, alpha, dtype):
     compare(CASES[f"{name}+saner({alpha})"], dtype, jitted_with_traced_alpha(name)(alpha), jit=False)
 
 
-@pytest.mark.parametrize("name", CASES)
+# One operation at a time is slow as well: every value of alpha on SAM alone, a half on the others.
+WITHOUT_JIT = [name for name in CASES if "+" not in name or name.startswith("sam+") or name.endswith("(0.5)")]
+
+
+@pytest.mark.parametrize("name", WITHOUT_JIT)
 def test_method_equals_its_reference_without_jit(name):
     compare(CASES[name], np.float64, jit=False)
 

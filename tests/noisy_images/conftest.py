@@ -45,16 +45,16 @@ def tiny():
     return make
 
 
-@pytest.fixture
-def npz(tmp_path):
+@pytest.fixture(scope="session")
+def npz(tmp_path_factory):
     """Write a data set of one's own: `npz(clean_labels=False, ...)` returns its path."""
 
-    def write(train=24, test=10, wrong=8, clean_labels=True, shape=(6, 6, 1)):
-        own, held = tiny_split(train, wrong=wrong, shape=shape), tiny_split(test, seed=1, shape=shape)
+    def write(train=24, test=10, wrong=8, clean_labels=True):
+        own, held = tiny_split(train, wrong=wrong), tiny_split(test, seed=1)
         arrays = {"images": own.images, "labels": own.labels, "test_images": held.images, "test_labels": held.labels}
         if clean_labels:
             arrays["clean_labels"] = own.clean_labels
-        path = tmp_path / "own.npz"
+        path = tmp_path_factory.mktemp("data") / "own.npz"
         np.savez(path, **arrays)
         return path
 

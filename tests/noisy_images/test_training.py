@@ -350,9 +350,8 @@ def test_compute_precision_is_that_of_the_network_alone(precision, tiny):
     assert {x.dtype for x in floating} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
-def test_lower_precisions_train(precision, tiny, train):
-    trainer = train(dataclasses.replace(MLP, method="sgd", precision=precision), tiny(), jit=True)
+def test_bfloat16_trains(tiny, train):
+    trainer = train(dataclasses.replace(MLP, method="sgd", precision="bfloat16"), tiny(), jit=True)
     assert np.isfinite(training.running_metrics(trainer.state)["running_loss"])
 
 

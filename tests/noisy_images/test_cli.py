@@ -1,0 +1,252 @@
+"""The command line: sub-commands, their help, and errors of one line."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples.noisy_images import cli, comparison, config, data, methods, models, run
+from examples.noisy_images.config import PAPER, Config
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("compare", *cli.COMMANDS)
+
+
+@pytest.fixture(autouse=True)
+def own_settings(monkeypatch, tmp_path):
+    """The command line sets variables of the process and the way that warnings are shown."""
+    for variable in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.setenv(variable, os.environ.get(variable, ""))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def fails(capsys):
+    """The one line that a command line fails with."""
+
+    def run(*arguments, status=2):
+        with pytest.raises(SystemExit) as exit:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert exit.value.code == status, captured.err
+        assert captured.err.count("\n") == 1 and captured.err.endswith("\n") and captured.out == ""
+        return captured.err
+
+    return run
+
+
+SMALL = ("--dataset", "digits", "--model", "mlp", "--width", "0.02", "--epochs", "1", "--method", "sgd")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--dataset", "digit"),
+            r"error: unknown data set 'digit': did you mean 'digits'\? choose one of cifar10, cif",
+        ),
+        ((*SMALL, "--model", "mpl"), r"error: unknown model 'mpl': did you mean 'mlp'.*wrn_40_2"),
+        ((*SMALL, "--method", "saners"), r"error: unknown method 'saners': did you mean 'saner'.*vasso\+saner"),
+        ((*SMALL, "--noise", "symetric"), r"error: unknown value of --noise 'symetric': did you mean 'symmetric'"),
+        ((*SMALL, "--rate", "1.2"), r"error: --rate must be in \[0, 1\], got 1.2\."),
+        ((*SMALL, "--batch-size", "5000"), r"error: --batch-size 5000 is larger than the training set of 1348"),
+        (("--dataset", "npz"), r"error: the data set 'npz' needs --data-dir"),
+        (("--dataset", "npz", "--data-dir", "nowhere.npz"), r"error: --data-dir 'nowhere.npz' does not exist"),
+        (("--dataset", "folder", "--data-dir", "nowhere"), r"error: --data-dir 'nowhere' does not exist"),
+        (("--dataset", "cifar10", "--data-dir", "nowhere"), r"error: .*nowhere"),
+        (("--seeds", "1", "2", "1", *SMALL), r"error: --seeds must be different numbers, got 1 2 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, fails, tmp_path):
+    assert re.match(message, fails("train", *arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_are_not_what_is_needed(fails, tmp_path):
+    for command in ("resume", "evaluate"):
+        assert re.match(r"error: .*empty/config.json does not exist: empty is not the folder", fails(command, "empty"))
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    written = config.to_json(Config(dataset="digits", model="mlp", rate=0.2))
+    (folder / "config.json").write_text(json.dumps(written))
+    message = fails("train", "--dataset", "digits", "--model", "mlp", "--alpha", "0.3", "--name", "mine")
+    assert "already holds a run of another configuration (rate: 0.5 here, 0.2 there; alpha: 0.3 here, 0.5" in message
+    (folder / "config.json").write_text("{")
+    assert "is not valid JSON" in fails("resume", folder)
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_interruptions_exit_with_130(fails, monkeypatch):
+    def interrupted(config, folder):
+        raise run.Interrupted(folder / "with blank", 7)
+
+    monkeypatch.setattr(run, "train", interrupted)
+    line = fails("train", *SMALL, "--name", "x", status=130)
+    assert line == "stopped after step 7; go on with: python -m examples.noisy_images resume 'runs/x/with blank'\n"
+
+    def killed(config, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "train", killed)
+    assert fails("train", *SMALL, status=130) == "interrupted.\n"
+
+
+def test_a_mistake_of_the_program_keeps_its_traceback(monkeypatch):
+    def wrong(config, folder):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(run, "train", wrong)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", *SMALL])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_documents_every_option(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main([command, "--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    entries = re.findall(r"│ {1,2}(--[\w-]+|[A-Z]+(?= {2})).*?\n((?:│ {3,}.*\n)*)", text)
+    assert "Traceback" not in text
+    options = {line.split()[1].rstrip(",") for line in text.splitlines() if line.startswith("│ --")}
+    if command in ("compare", "train", "noise"):
+        fields = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)} - {"--noise-options"}
+        assert fields <= options and "--symmetric-count" in options
+    # Beside every option, or below it, a sentence.
+    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│ ")]
+    for i, line in enumerate(lines):
+        if line.startswith("--"):
+            assert re.search(r"\w+ \w+", re.sub(r"^.*?(?: {2,}|$)", "", line) or lines[i + 1]), line
+    assert entries or command in ("list", "prepare", "resume", "evaluate")
+
+
+def test_help_names_the_sub_commands_and_does_not_wait_for_jax(program_environment):
+    code = "import sys; from examples.noisy_images import cli; cli.main(['--help'])"
+    code += "\n".join(("", "")) + ""
+    check = f"import atexit, sys; atexit.register(lambda: print('jax' in sys.modules)); {code}"
+    done = subprocess.run(
+        [sys.executable, "-c", check], cwd=ROOT, env=program_environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+def test_without_a_sub_command_it_compares(monkeypatch, tmp_path):
+    compared = []
+    monkeypatch.setattr(comparison, "compare", lambda *arguments: compared.append(arguments) or {})
+    monkeypatch.setattr(comparison, "show", lambda *arguments: None)
+    cli.main([])
+    cli.main(["--seeds", "4", "--methods", "sam", "--epochs", "3", "--name", "x"])
+    cli.main(["compare", "--dataset", "cifar100", "--out", "elsewhere"])
+    default = (comparison.DIGITS, ("sgd", "sam", "saner"), (0, 1, 2), Path("runs/digits"))
+    short = (dataclasses.replace(comparison.DIGITS, epochs=3), ("sam",), (4,), Path("runs/x"))
+    paper = (dataclasses.replace(PAPER, dataset="cifar100"), ("sgd", "sam", "saner"), (0, 1, 2))
+    assert compared == [default, short, (*paper, Path("elsewhere/cifar100"))]
+
+
+def test_train_starts_from_the_papers_protocol(monkeypatch):
+    trained = []
+    monkeypatch.setattr(run, "train", lambda config, folder: trained.append((config, folder)) or {})
+    cli.main("train --dataset cifar10 --noise symmetric --rate 0.5 --method saner --model resnet18".split())
+    cli.main("train --noise none --seeds 3 4 --asymmetric-picks affected --no-augment".split())
+    cli.main("train --seeds 3 4 --name x --out y --learning-rate-drops 0.3 --scan-epochs True".split())
+    names = [str(folder) for _, folder in trained]
+    assert trained[0][0] == PAPER
+    assert names == [
+        "runs/cifar10-symmetric0.5-saner-resnet18-seed0",
+        "runs/cifar10-none-saner-resnet18-seed3",
+        "runs/cifar10-none-saner-resnet18-seed4",
+        "y/x-seed3",
+        "y/x-seed4",
+    ]
+    assert [c.seed for c, _ in trained] == [0, 3, 4, 3, 4]
+    second, last = trained[1][0], trained[-1][0]
+    assert second.noise_options.asymmetric_picks == "affected" and not second.augment
+    assert last.learning_rate_drops == (0.3,) and last.scan_epochs is True
+
+
+def test_list_names_all_that_exists(capsys):
+    cli.main(["list"])
+    text = capsys.readouterr().out
+    assert all(f" {name}" in text for name in (*models.MODELS, *methods.METHODS, *data.names(), "instance"))
+
+
+def test_noise_is_inspected_without_training(capsys, tmp_path):
+    cli.main("noise --dataset digits --noise asymmetric --rate 0.4".split())
+    assert list(tmp_path.iterdir()) == []
+    cli.main("noise --dataset digits --noise symmetric --rate 0.4 --folder audit".split())
+    assert "0.4" in (text := capsys.readouterr().out) or "40" in text
+    assert {path.name for path in (tmp_path / "audit").iterdir()} == {"noise.json", "noise.png"}
+
+
+def test_noise_that_cannot_be_inspected(npz, fails):
+    message = fails("noise", "--dataset", "npz", "--data-dir", npz(clean_labels=False), "--noise", "none")
+    assert re.match("error: the true labels of 'npz' are unknown", message)
+
+
+def test_prepare_hands_on_what_it_was_given(monkeypatch, capsys, fails):
+    given = []
+    monkeypatch.setattr(data, "prepare", lambda *arguments: given.append(arguments) or "there")
+    cli.main("prepare --dataset cifar10 --archive a.tar.gz".split())
+    assert given == [("cifar10", None, Path("a.tar.gz"))] and capsys.readouterr().out == "prepared: there\n"
+    monkeypatch.undo()
+    assert re.match("error: the data set 'digits' needs no preparation", fails("prepare", "--dataset", "digits"))
+
+
+TRAINING_ALONE = """
+import sys
+# Flax itself imports Rich.
+for package in ("tyro", "matplotlib", "tensorboardX", "sklearn", "tensorflow_datasets", "grain", "PIL", "torch"):
+    sys.modules[package] = None
+from pathlib import Path
+from examples.noisy_images import run
+from examples.noisy_images.config import Config
+
+config = Config(
+    dataset="npz", data_dir=sys.argv[1], noise="none", model="mlp", width=1 / 64, method="sgd", batch_size=8, epochs=1
+)
+run.train(config, Path(sys.argv[2]))
+print(sorted(run.evaluate(Path(sys.argv[2]))))
+"""
+
+
+def test_training_needs_no_package_that_prepares_or_shows(npz, tmp_path, program_environment):
+    command = [sys.executable, "-c", TRAINING_ALONE, str(npz()), str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=program_environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "noisy_accuracy" in done.stdout.splitlines()[-1]
+    assert "note: matplotlib is not installed" in done.stderr
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert written == {"config.json", "environment.json", "noise.json", "metrics.jsonl", "checkpoints", "summary.json"}
+
+
+def test_a_whole_session(start, npz, tmp_path, until):
+    """Train two seeds, on a terminal; evaluate; the compiled programs are kept."""
+    path = npz()
+    arguments = ["--dataset", "npz", "--data-dir", path, "--noise", "none", "--model", "mlp", "--width", "0.015625"]
+    arguments += ["--method", "sgd", "--batch-size", "8", "--epochs", "2", "--seeds", "0", "1", "--out", tmp_path]
+    process = start("train", *arguments)
+    assert process.wait() == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert [line[: line.index("  ")] for line in lines if "epoch" in line and "steps/s" in line] == [
+        f"npz-none-sgd-mlp-seed{seed}: epoch {epoch}/2" for seed in (0, 1) for epoch in (1, 2)
+    ]
+    folder = tmp_path / "npz-none-sgd-mlp-seed1"
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["command"] == f"python -m examples.noisy_images train {' '.join(map(str, arguments))}"
+    assert environment["devices"] == 1
+    process = start("evaluate", folder)
+    assert process.wait() == 0, process.stderr
+    shown = dict(line.split() for line in process.stdout.splitlines())
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert float(shown["test_accuracy"]) == np.round(last["test_accuracy"], 4) and shown["epoch"] == "2"
