@@ -26,9 +26,10 @@ distributed weights) like that of a network. It comes in two forms:
   =====================================  ========================  ===========
 
   13 trees for SAM (15 on CPUs, where XLA writes momentum and weights in two kernels, and the second reads both again).
-  SANER compares ``h`` with ``g`` in the last pass and so reads ``g`` once more: one tree more moved, and one tree of
-  temporary memory more, since ``g`` must outlive the second gradient. Where memory is the limit, 14 / 13 = 1.077
-  (16 / 15 = 1.067) is therefore the floor of this ratio, whatever the code.
+  SANER compares ``h`` with ``g`` in the last pass and so reads ``g`` once more, and ``g`` must outlive the second
+  gradient: one tree more moved, and one tree more of temporary memory, since ``w + eps`` can no longer overwrite ``g``.
+  Where memory is the limit, 14 / 13 = 1.077 (16 / 15 = 1.067) is therefore the floor of this ratio, whatever the code;
+  a CPU that reads a cache line before it fills it pays for the fresh tree as well, and its floor is 18 / 16 = 1.125.
 
 Neither form has a network in it. What the difference amounts to in training is measured apart: SAM's whole training
 step on random images, of which the differences between methods are a share.

@@ -367,4 +367,5 @@ def _optional(write: Any) -> None:
     try:
         write()
     except ModuleNotFoundError as error:
-        print(f"note: {error.name} is not installed, so a figure was left out.", file=sys.stderr)
+        package = (error.name or "a package").partition(".")[0]
+        print(f"note: {package} is not installed, so a figure was left out.", file=sys.stderr)

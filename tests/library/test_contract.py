@@ -457,19 +457,14 @@ def test_multi_steps_descends_on_the_last_micro_batch_alone():
     ours = saner_jax.sam(0.4)
     tx = optax.MultiSteps(ours, every_k_schedule=2)
     state = tx.init(params)
-    calls = []
 
-    def grad_fn_of(batch):
-        def grad_fn(w):
-            calls.append(batch)
-            return jax.grad(loss_fn)(w, batch)
-
-        return grad_fn
+    @jax.jit
+    def micro_step(state, batch):
+        grad_fn = functools.partial(jax.grad(loss_fn), batch=batch)
+        return tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
 
     for batch in (first, last):
-        grad_fn = grad_fn_of(batch)
-        with jax.disable_jit():
-            updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+        updates, state = micro_step(state, batch)
 
     mean_g = jax.tree.map(lambda a, b: (a + b) / 2, *(jax.grad(loss_fn)(params, batch) for batch in (first, last)))
 

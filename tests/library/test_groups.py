@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 import saner_jax
 from tests import references as ref
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 AXIS = "groups"
 STEPS, GROUPS, SIZE, DIMENSION = 6, 4, 3, 11
 RHO = 0.4

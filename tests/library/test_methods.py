@@ -12,6 +12,8 @@ from jax.flatten_util import ravel_pytree
 import saner_jax
 from tests import references as ref
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 STEPS = 21
 WEIGHT_DECAY, LEARNING_RATE, MOMENTUM = 5e-4, 0.03, 0.9
 ALPHAS = (-0.5, 0, 0.25, 0.5, 1)

@@ -48,11 +48,11 @@ def test_lemma_needs_its_condition(z2, c, below):
 
 
 def logistic_gradient(w, x, y):
-    """Gradient of the logistic loss of a linear model: ``(s(w x) - y) x``."""
-    return jax.grad(lambda w: jnp.logaddexp(0.0, w @ x) - y * (w @ x))(w)
+    """Gradient of the logistic loss of a linear model."""
+    return (jax.nn.sigmoid(w @ x) - y) * x
 
 
-vectors = st.lists(st.floats(-3, 3), min_size=4, max_size=4).map(np.array)
+vectors = st.lists(st.floats(-2, 2), min_size=4, max_size=4).map(np.array)
 
 
 @jax.jit

@@ -10,6 +10,8 @@ import pytest
 
 import saner_jax
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 METHODS = {
     "sam": saner_jax.sam,
     "asam": saner_jax.asam,

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from examples.noisy_images import comparison, files, run
+from examples.noisy_images import comparison, files, plots, run
+from examples.noisy_images import config as configuration
 from examples.noisy_images.config import Config
 from examples.noisy_images.errors import UserError
 
@@ -67,6 +68,45 @@ def test_a_comparison_runs_reads_and_goes_on(config, calls, tmp_path):
     calls.clear()
     one = comparison.compare(config, ("sgd",), (0,), folder)
     assert calls == [] and "std" not in one["table"]["sgd"]["best_test_accuracy"]
+
+
+def write_run(folder, config, accuracies):
+    files.write_json(folder / "config.json", configuration.to_json(config))
+    records = [{"epoch": e, "test_accuracy": a, "noisy_accuracy": a, "gap": 0.1} for e, a in enumerate(accuracies, 1)]
+    files.write_json_lines(folder / "metrics.jsonl", records)
+    return folder
+
+
+def test_curves_of_any_runs(config, tmp_path, monkeypatch):
+    drawn = []
+    curves = plots.curves
+    monkeypatch.setattr(plots, "curves", lambda runs, *rest: drawn.append(runs) or curves(runs, *rest))
+    folders = [
+        write_run(
+            tmp_path / f"{alpha}-{seed}", dataclasses.replace(config, alpha=alpha, seed=seed), (0.1, 0.2 + seed / 10)
+        )
+        for alpha in (0.25, 0.5)
+        for seed in (0, 1)
+    ]
+    comparison.plot(folders, tmp_path / "alpha.pdf", "alpha", "1")
+    assert (tmp_path / "alpha.pdf").read_bytes().startswith(b"%PDF")
+    assert {label: [run[-1]["test_accuracy"] for run in runs] for label, runs in drawn[0].items()} == {
+        "0.25": [0.2, pytest.approx(0.3)],
+        "0.5": [0.2, pytest.approx(0.3)],
+    }
+    empty = write_run(tmp_path / "empty", config, ())
+    for arguments, message in (
+        ((folders, tmp_path / "a.svg", "alpha", "1"), r"a\.svg ends neither in \.png nor in \.pdf"),
+        ((folders, tmp_path / "a.png", "alfa", "1"), "unknown setting 'alfa': did you mean 'alpha'"),
+        ((folders, tmp_path / "a.png", "alpha", "2"), "unknown figure '2'"),
+        ((folders, tmp_path / "a.png", "alpha", "shares"), "none of the runs has any of the metrics"),
+        (([], tmp_path / "a.png", "alpha", "1"), "none of the runs"),
+        (([empty], tmp_path / "a.png", "alpha", "1"), "empty has no metrics yet"),
+        (([tmp_path / "nowhere"], tmp_path / "a.png", "alpha", "1"), "nowhere is not the folder of a run"),
+    ):
+        with pytest.raises(UserError, match=message):
+            comparison.plot(*arguments)
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_another_protocol_is_found_before_anything_is_trained(config, calls, tmp_path):
