@@ -42,7 +42,7 @@ def alpha_ramp(alpha: float, steps: int, steps_per_epoch: int | None = None) -> 
 
     References:
       `Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting
-      <https://arxiv.org/abs/2411.17132>`_, section 5, training details.
+      <https://arxiv.org/abs/2411.17132>`_, training protocol of the experiments.
     """
     check_hyperparameter("alpha", alpha)
     for name, value in (("steps", steps), ("steps_per_epoch", steps_per_epoch)):
@@ -52,7 +52,8 @@ def alpha_ramp(alpha: float, steps: int, steps_per_epoch: int | None = None) -> 
     def schedule(step: jax.Array | int) -> jax.Array:
         if steps_per_epoch is not None:
             step = (step // steps_per_epoch + 1) * steps_per_epoch
-        return alpha * jnp.minimum(step / steps, 1)
+        # A quotient of int32 would be float32, also where floats are float64.
+        return alpha * jnp.minimum(jnp.asarray(step, jnp.result_type(float)) / steps, 1)
 
     return schedule
 

@@ -251,6 +251,7 @@ def test_restored_where_masked_is_g(name):
             out = np.asarray(restored(jnp.asarray(g.astype(dtype)), jnp.asarray(h.astype(dtype)))).astype(np.float64)
         regular = ~(np.abs(h) < tiny)
         np.testing.assert_array_equal(out[regular], np.where(masked, g, h)[regular])
+        assert np.all(np.abs(out[~regular]) < tiny)
 
     check()
 

@@ -10,7 +10,7 @@ import statistics
 import numpy as np
 import pytest
 
-from examples.noisy_images import noise, plots
+from examples.noisy_images import files, noise
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.noise import NoiseOptions, audit, corrupt
 
@@ -392,7 +392,7 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(plots.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         audit(np.array([0, 1]), np.array([0, 0]), names(2), None, "real").save(tmp_path)
     assert not list(tmp_path.iterdir())
