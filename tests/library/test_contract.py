@@ -253,7 +253,7 @@ def test_state_shares_no_buffer(name):
 @each_alias
 def test_state_does_not_take_the_hyperparameters_own_arrays(name):
     function, values = HYPERPARAMETERS[name]
-    arrays = {key: jnp.array(first) for key, (first, _) in values.items()}
+    arrays = {key: jnp.float32(first) for key, (first, _) in values.items()}
     tx = function(**arrays)
     params = make_params()
     state = tx.init(params)
