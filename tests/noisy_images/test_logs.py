@@ -1,12 +1,12 @@
 """What a run says while it trains."""
 
+import contextlib
 import os
 import pty
 import re
-import select
 import sys
+import threading
 
-import pytest
 import rich
 
 from examples.noisy_images import logs
