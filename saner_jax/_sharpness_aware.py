@@ -66,8 +66,8 @@ def sharpness_aware(
 
     Args:
       ascent: any Optax transformation from ``g`` to ``eps``, with ascending sign; chain several with ``optax.chain``.
-        Stages of this package receive the gradient averaged over ``axis_name`` as the extra argument
-        ``averaged_grads``.
+        A stage with a state must form it from the extra argument ``averaged_grads``, the gradient averaged over
+        ``axis_name``, so that groups do not differ; those of this package do.
       *descent: Optax transformations that act on ``h`` in order, with ``g`` as the extra argument
         ``unperturbed_grads``.
       axis_name: name (or names) of a mapped axis of ``jax.vmap``, ``jax.pmap`` or ``jax.shard_map`` whose members are

@@ -123,7 +123,6 @@ def noise(config: Options[Config] = PAPER, folder: Path | None = None) -> None:
     audit = run.prepare(config).audit
     if audit is None:
         raise UserError(f"the true labels of {config.dataset!r} are unknown, so its noise cannot be inspected.")
-    print(audit.summary())
     print(audit.table())
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -125,9 +125,7 @@ def add_noise(config: Config, dataset: data.Dataset, train: data.Split) -> data.
     return dataclasses.replace(train, labels=labels)
 
 
-def train(
-    config: Config, folder: Path, *, label: str | None = None, prepared: Prepared | None = None
-) -> dict[str, Any]:
+def train(config: Config, folder: Path) -> dict[str, Any]:
     """Train one run from its start to its end; returns the summary.
 
     Raises:
@@ -144,7 +142,7 @@ def train(
     if (folder / "checkpoints").exists():
         raise UserError(f"{folder} holds checkpoints but no config.json: restore it, or choose another --name.")
     # Everything that can be wrong is found before the folder is made.
-    prepared = prepared or prepare(config)
+    prepared = prepare(config)
     trainer = training.Trainer(config, prepared.dataset)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -152,16 +150,17 @@ def train(
         raise UserError(f"cannot make the folder {folder} ({error.strerror}): choose another --out.") from error
     files.write_json(folder / "environment.json", environment())
     if prepared.audit is not None:
+        print(f"{folder.name}: {prepared.audit.summary()}", flush=True)
         _optional(lambda: prepared.audit.save(folder))
     files.write_json(folder / "config.json", configuration.to_json(config))
-    return _fit(trainer, prepared, folder, label or folder.name, resume=False)
+    return _fit(trainer, prepared, folder, resume=False)
 
 
-def resume(folder: Path, *, label: str | None = None) -> dict[str, Any]:
+def resume(folder: Path) -> dict[str, Any]:
     """Go on with a run from its newest checkpoint; returns the summary."""
     config = configuration.read(folder / "config.json")
     prepared = prepare(config)
-    return _fit(training.Trainer(config, prepared.dataset), prepared, folder, label or folder.name, resume=True)
+    return _fit(training.Trainer(config, prepared.dataset), prepared, folder, resume=True)
 
 
 def evaluate(folder: Path) -> dict[str, float]:
@@ -196,7 +195,7 @@ def measure(trainer: training.Trainer, prepared: Prepared, on_training_set: bool
     return values
 
 
-def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, label: str, resume: bool) -> dict[str, Any]:
+def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, resume: bool) -> dict[str, Any]:
     config, steps = trainer.config, trainer.steps_per_epoch
     checkpoints = Checkpoints(folder / "checkpoints", config)
     if resume and (restored := checkpoints.restore(trainer.state)):
@@ -205,7 +204,7 @@ def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, label: str
     history = [m for m in files.read_json_lines(folder / "metrics.jsonl") if resume and m["epoch"] <= trainer.epoch]
     files.write_json_lines(folder / "metrics.jsonl", history)
     board = logs.TensorBoard(folder / "tensorboard", purge_step=trainer.step + 1 if resume else None)
-    progress = logs.progress(label, config.epochs, steps, trainer.step)
+    progress = logs.progress(folder.name, config.epochs, steps, trainer.step)
     schedules = methods.hyperparameters(config, steps, prepared.dataset.num_classes)
     rate = methods.learning_rate(config, steps)
 
@@ -258,7 +257,7 @@ def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, label: str
         "actual_rate": None if prepared.audit is None else prepared.audit.actual_rate,
     }
     files.write_json(folder / "summary.json", summary)
-    _optional(lambda: _plot(history, label, folder))
+    _optional(lambda: _plot(history, folder))
     return summary
 
 
@@ -355,11 +354,11 @@ def _commit() -> str | None:
     return commit + (" with local changes" if changed.stdout.strip() else "")
 
 
-def _plot(history: list[dict[str, Any]], label: str, folder: Path) -> None:
+def _plot(history: list[dict[str, Any]], folder: Path) -> None:
     from examples.noisy_images import plots
 
     panels = plots.FIGURES_5_TO_7 if "noisy_accuracy" in history[-1] else ("train_accuracy", "test_accuracy")
-    plots.curves({label: [history]}, folder / "curves.png", panels)
+    plots.curves({folder.name: [history]}, folder / "curves.png", panels)
 
 
 def _optional(write: Any) -> None:

@@ -232,7 +232,7 @@ def test_metrics_that_need_true_labels_are_absent_without_them(npz, config, tmp_
     assert summary["actual_rate"] is None and "chosen_test_accuracy" not in summary
     assert not any("noisy" in name or "clean" in name or "gap" in name for name in summary)
     # The figure has what there is.
-    run._plot([record], "x", tmp_path)
+    run._plot([record], tmp_path)
     assert (tmp_path / "curves.png").exists()
 
 
