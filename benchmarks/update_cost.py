@@ -140,7 +140,7 @@ GRADIENTS = {"fused": trivial_gradient, "stored": stored_gradient}
 
 
 def barriers_hold() -> bool:
-    """Return whether this XLA keeps barriers until kernels are fused (on CPUs, JAX 0.10 and older drop them before)."""
+    """Return whether this XLA keeps barriers until kernels are fused (on CPUs, JAX 0.12 does, 0.10 does not)."""
     x = jnp.zeros(1024)
     once = jax.jit(trivial_gradient).lower(x).compile().cost_analysis()["bytes accessed"]
     stored = jax.jit(lambda x: trivial_gradient(stored_gradient(x))).lower(x).compile().cost_analysis()
@@ -230,10 +230,10 @@ def median_with_interval(values: np.ndarray, resamples: int = 2000, seed: int = 
 def measure(gradient: str, params: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Measure every method with one form of the gradient."""
     prepared = {}
-    for name in METHODS:
+    for name in args.methods or METHODS:
         _progress(f"{gradient}: compiling {name}")
         prepared[name] = prepare(name, gradient, params, args.steps_per_call, args.compiles)
-    _progress(f"{gradient}: {args.rounds} rounds of {len(METHODS)} methods")
+    _progress(f"{gradient}: {args.rounds} rounds of {len(prepared)} methods")
     seconds = {k: v / args.steps_per_call for k, v in time_interleaved(prepared, args.rounds, args.warm_up).items()}
     methods = {}
     for name, values in seconds.items():
@@ -243,6 +243,8 @@ def measure(gradient: str, params: Any, args: argparse.Namespace) -> dict[str, A
         methods[name] = quartiles | prepared[name].measured
     ratios = {}
     for ratio in RATIOS:
+        if ratio.numerator not in seconds or ratio.denominator not in seconds:
+            continue
         numerator, denominator = seconds[ratio.numerator], seconds[ratio.denominator]
         ratios[str(ratio)] = median_with_interval(numerator / denominator) | {
             "target": ratio.target,
@@ -386,6 +388,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--gradient", choices=(*GRADIENTS, "both"), default="both", help="form of the trivial gradient (both)"
     )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help="only these (all)")
     parser.add_argument("--rounds", type=int, default=200, help="timed calls of every method (200)")
     parser.add_argument("--warm-up", type=int, default=5, help="calls of every method before the timed ones (5)")
     parser.add_argument("--steps-per-call", type=int, help="steps timed in one call (default: 1 on CPUs, else 50)")
@@ -416,7 +419,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     leaves = jax.tree.leaves(params)
     gradients = list(GRADIENTS) if args.gradient == "both" else [args.gradient]
     if "stored" in gradients and not barriers_hold():
-        _progress("XLA drops optimization barriers here (on CPUs, JAX 0.11 and newer keep them): no stored gradient.")
+        _progress("XLA drops optimization barriers here (on CPUs, JAX 0.12 keeps them): no stored gradient.")
         gradients.remove("stored")
     results: dict[str, Any] = environment() | {
         "parameters": {

@@ -49,13 +49,11 @@ def test_interval_holds_the_median_and_narrows():
     assert many["high"] - many["low"] < few["high"] - few["low"]
 
 
-def test_command_prints_tables_and_writes_json(tmp_path, capsys, monkeypatch):
+def test_command_prints_tables_and_writes_json(tmp_path, capsys):
     chosen = ("SGD", update_cost.OPTAX_SAM, "SAM", "SANER")
-    monkeypatch.setattr(update_cost, "METHODS", {name: update_cost.METHODS[name] for name in chosen})
-    monkeypatch.setattr(update_cost, "RATIOS", update_cost.RATIOS[:2])
     path = tmp_path / "new" / "cost.json"
     arguments = "--model mlp --width 0.0625 --rounds 3 --compiles 1 --gradient fused --batch-size 4 --training-steps 1"
-    results = update_cost.main([*arguments.split(), "--output", str(path)])
+    results = update_cost.main([*arguments.split(), "--methods", *chosen, "--return-memory", "--output", str(path)])
     assert json.loads(path.read_text()) == results
     assert set(results["gradients"]["fused"]["methods"]) == set(chosen)
     printed = capsys.readouterr().out
