@@ -112,10 +112,13 @@ def test_a_global_other_than_numpy_arrays_is_refused(tmp_path, function, argumen
 def test_object_arrays_tensors_and_odd_codecs_are_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read the label file"):
         human_labels.read_human_labels(_write_zip(tmp_path / "a.pt", {"x": np.array([None, 1])}))
+
+    class TensorPickler(pickle.Pickler):
+        def persistent_id(self, value):
+            return ("storage",) if isinstance(value, set) else None
+
     stream = io.BytesIO()
-    pickler = pickle.Pickler(stream, 2)
-    pickler.persistent_id = lambda value: ("storage",) if isinstance(value, set) else None
-    pickler.dump({"x": {1}})
+    TensorPickler(stream, 2).dump({"x": {1}})
     with pytest.raises(UserError, match="asks for a torch tensor"):
         human_labels.read_human_labels(_write_zip(tmp_path / "b.pt", None, data=stream.getvalue()))
     data = b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R."
