@@ -71,7 +71,7 @@ def scale_to_norm(rho: Hyperparameter) -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Updates, ScaleToNormState]:
         del params, extra_args
         g = widen(updates)
-        rho_now = value_at("rho", rho, state.step)
+        rho_now = _radius(rho, state.step)
         eps = scale_to(g, optax.tree.norm(g), rho_now)
         return eps, ScaleToNormState(optax.safe_increment(state.step), rho_now)
 
@@ -147,7 +147,7 @@ def scale_to_adaptive_norm(
             raise ValueError("scale_to_adaptive_norm measures the radius by the weights: pass params to update.")
         g = widen(updates)
         adaptive = select_leaves("adaptive_mask", True if adaptive_mask is None else adaptive_mask, params)
-        rho_now = value_at("rho", rho, state.step)
+        rho_now = _radius(rho, state.step)
         eta_now = value_at("eta", eta, state.step)
 
         def times_t(x: jax.Array, w: jax.Array, is_adaptive: bool) -> jax.Array:
@@ -298,6 +298,11 @@ def follow_ema(theta: Hyperparameter = 0.9) -> optax.GradientTransformationExtra
         return direction, FollowEmaState(optax.safe_increment(state.step), theta_now, ema)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _radius(rho: Hyperparameter, step: jax.Array) -> jax.Array:
+    # A schedule that falls to 0 may end a rounding error below it under jit, which would turn the ascent round.
+    return jnp.maximum(value_at("rho", rho, step), 0)
 
 
 def _zero_average(params: optax.Params) -> optax.Params:

@@ -133,3 +133,12 @@ def test_step_counter_does_not_overflow():
         _, state = stage.update(PARAMS, state)
     assert state.step == 2**31 - 1
     assert state.rho == np.float32(0.1)
+
+
+def test_a_schedule_that_ends_a_rounding_error_below_zero_ends_at_zero():
+    g = {"w": jnp.array([3.0, -4.0])}
+    for stage in (saner_jax.scale_to_norm, saner_jax.scale_to_adaptive_norm):
+        tx = stage(lambda step: jnp.float32(-1e-8) + 0 * step)
+        eps, state = jax.jit(tx.update)(g, tx.init(g), g)
+        assert not eps["w"].any()
+        assert state.rho == 0
