@@ -159,3 +159,11 @@ def test_the_table_leaves_out_what_no_method_has(capsys, tmp_path):
     comparison.show({"table": table, "seeds": [0, 1, 2]}, tmp_path)
     shown = capsys.readouterr().out
     assert "70.0 ± 20.0" in shown and "test, best" in shown and "noisy" not in shown and str(tmp_path) in shown
+
+
+def test_methods_memorize_and_generalize_in_the_expected_order(tmp_path):
+    protocol = dataclasses.replace(comparison.DIGITS, epochs=60, evaluate_every=60)
+    summaries = comparison.compare(protocol, ("sgd", "sam", "saner"), (0,), tmp_path)["summaries"]
+    (sgd,), (sam,), (saner,) = (summaries[name] for name in ("sgd", "sam", "saner"))
+    assert sgd["last_noisy_accuracy"] > sam["last_noisy_accuracy"] > saner["last_noisy_accuracy"]
+    assert sgd["last_test_accuracy"] < min(sam["last_test_accuracy"], saner["last_test_accuracy"])
