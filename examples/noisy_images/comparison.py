@@ -57,7 +57,7 @@ def compare(config: Config, method_names: Sequence[str], seeds: Sequence[int], f
     }
     # Before the first of them trains for hours.
     for one, its_config in runs.items():
-        check_same_run(its_config, one)
+        configuration.check_same_run(its_config, one)
     for one, its_config in runs.items():
         run_one(its_config, one)
     return report(folder, method_names, seeds)
@@ -67,16 +67,6 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """Raise unless there are seeds and no two are the same."""
     if len(set(seeds)) != len(seeds) or not seeds:
         raise UserError(f"--seeds must be different numbers, got {' '.join(map(str, seeds)) or 'none'}.")
-
-
-def check_same_run(config: Config, folder: Path) -> None:
-    """Raise if the folder holds a run of another configuration."""
-    if not (folder / "config.json").exists():
-        return
-    if different := configuration.differences(config, configuration.read(folder / "config.json")):
-        raise UserError(
-            f"{folder} already holds a run of another configuration ({'; '.join(different)}): choose another --name."
-        )
 
 
 def run_one(config: Config, folder: Path) -> None:

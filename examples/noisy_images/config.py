@@ -242,5 +242,15 @@ def differences(ours: Config, theirs: Config) -> list[str]:
     ]
 
 
+def check_same_run(config: Config, folder: Path) -> None:
+    """Raise if the folder holds a run of another"""
+    if not (folder / "config.json").exists():
+        return
+    if different := differences(config, read(folder / "config.json")):
+        raise UserError(
+            f"{folder} already holds a run of another configuration ({'; '.join(different)}): choose another --name."
+        )
+
+
 def _option(field: str) -> str:
     return "--" + field.replace("_", "-")

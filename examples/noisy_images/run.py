@@ -132,13 +132,9 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
       UserError: The configuration or the data is wrong, or the folder already holds a run.
       Interrupted: The run was asked to stop.
     """
+    configuration.check_same_run(config, folder)
     if (folder / "config.json").exists():
-        different = configuration.differences(config, configuration.read(folder / "config.json"))
-        raise UserError(
-            f"{folder} already holds a run"
-            + (f" of another configuration ({'; '.join(different)}): choose another --name." if different else "")
-            + ("" if different else f": go on with `resume {folder}`, or choose another --name.")
-        )
+        raise UserError(f"{folder} already holds a run: go on with `resume {folder}`, or choose another --name.")
     if (folder / "checkpoints").exists():
         raise UserError(f"{folder} holds checkpoints but no config.json: restore it, or choose another --name.")
     # Everything that can be wrong is found before the folder is made.
