@@ -7,6 +7,9 @@ One wrapper strings two kinds of stages around a second gradient::
 Every stage is an ordinary Optax transformation; every method below is one composition of them.
 """
 
+# What pairs of gradients, and the mask, are made of.
+from saner_jax import analysis as analysis
+
 # The wrapper: the one place where the gradient is taken a second time.
 # Aliases: the papers' methods, each one visible composition.
 from saner_jax._alias import asam as asam
@@ -28,11 +31,18 @@ from saner_jax._ascent import scale_to_norm as scale_to_norm
 from saner_jax._ascent import subtract_ema as subtract_ema
 
 # Descent: perturbed gradient -> update.
+from saner_jax._descent import DownweightRandomState as DownweightRandomState
 from saner_jax._descent import DownweightState as DownweightState
 from saner_jax._descent import SubtractOrthogonalState as SubtractOrthogonalState
 from saner_jax._descent import downweight as downweight
+from saner_jax._descent import downweight_random as downweight_random
 from saner_jax._descent import restore_downweighted as restore_downweighted
 from saner_jax._descent import subtract_orthogonal as subtract_orthogonal
+
+# Groups of elements, by their ratio of the two gradients.
+from saner_jax._masks import is_downweighted as is_downweighted
+from saner_jax._masks import is_grown as is_grown
+from saner_jax._masks import is_turned as is_turned
 
 # Schedules of the papers.
 from saner_jax._schedules import alpha_ramp as alpha_ramp

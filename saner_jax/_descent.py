@@ -5,6 +5,7 @@ Each is an Optax transformation that acts on ``h``, the gradient at ``w + eps``,
 where the gradients are); the update leaves in the dtype of ``h``.
 """
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,20 +15,11 @@ import optax
 
 from saner_jax._hyperparameters import Hyperparameter, check_hyperparameter, value_at
 from saner_jax._leaves import PyTree, cast_like, multiply, scale_to, select_leaves, widen
+from saner_jax._masks import is_downweighted, leaf_keys, shuffle
 
 
 class Reweighting(optax.GradientTransformationExtraArgs):
     """A descent stage that acts on elements by their ratio ``r = h / g``; the monitored share is taken before it."""
-
-
-def is_downweighted(h: jax.Array, g: jax.Array) -> jax.Array:
-    """Return where SAM shrank the gradient without turning it, ``0 < h / g < 1``, as bools of the same shape.
-
-    ``h`` lies strictly between 0 and ``g``: comparisons only, since a quotient would need a guard that flips signs near
-    zero and a product underflows. Subnormal numbers count as zero, because accelerators flush them.
-    """
-    tiny = jnp.finfo(h.dtype).tiny  # type: ignore[no-untyped-call]
-    return ((h >= tiny) & (h < g)) | ((h <= -tiny) & (h > g))
 
 
 class SubtractOrthogonalState(NamedTuple):
@@ -109,7 +101,11 @@ class DownweightState(NamedTuple):
     """Down-weighting of the last step (of the first one before any), float ()."""
 
 
-def downweight(alpha: Hyperparameter, mask: PyTree | None = None) -> optax.GradientTransformationExtraArgs:
+def downweight(
+    alpha: Hyperparameter,
+    mask: PyTree | None = None,
+    where: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+) -> optax.GradientTransformationExtraArgs:
     """Damp the elements that the perturbation itself shrank: SANER's descent.
 
     Where noisy labels dominate a direction, the perturbation amplifies the clean part of the gradient against them and
@@ -121,19 +117,22 @@ def downweight(alpha: Hyperparameter, mask: PyTree | None = None) -> optax.Gradi
     The test is by comparison: same sign, ``|h| < |g|``, both non-zero; subnormal numbers count as zero. A NaN, a
     non-finite ``h``, ``r = 1`` and zeros are not masked; a finite ``h`` under an infinite ``g`` of the same sign is. A
     non-finite element of ``h`` is never turned finite. ``alpha = 0`` is the identity, ``alpha = 1`` removes the masked
-    elements, and a negative alpha magnifies them (as in the paper's figure 3).
+    elements, and a negative alpha magnifies them (as in the paper's figure 3). ``where`` puts another group of elements
+    in place of this one, as an ablation.
 
     Args:
       alpha: how much of a masked element is removed, dimensionless (paper: 0.5, after a ramp: :func:`alpha_ramp`); a
         number, a schedule or a traced value.
       mask: leaves that are reweighted: pytree of bools (or a prefix of one), or a function of params; None for all.
+      where: elements that are reweighted: a function of the same leaf of ``h`` and ``g`` that returns bools of its
+        shape, such as :func:`is_turned` or :func:`is_grown`; None for :func:`is_downweighted`.
 
     Returns:
       A descent stage; as ``reweight=`` of the aliases it is SANER on that method.
 
     Raises:
       ValueError: update is called without ``unperturbed_grads``; the mask has another structure than params.
-      TypeError: the mask holds something other than bools.
+      TypeError: the mask holds something other than bools; where is not a function.
 
     Example:
       >>> stage = saner_jax.downweight(0.5)
@@ -142,6 +141,10 @@ def downweight(alpha: Hyperparameter, mask: PyTree | None = None) -> optax.Gradi
       >>> update, _ = stage.update(h, stage.init(h), unperturbed_grads=g)
       >>> update["w"].tolist()
       [0.5, 3.0, -0.5, -1.0, 1.0]
+      >>> stage = saner_jax.downweight(0.5, where=saner_jax.is_turned)
+      >>> update, _ = stage.update(h, stage.init(h), unperturbed_grads=g)
+      >>> update["w"].tolist()
+      [1.0, 3.0, -1.0, -0.5, 1.0]
 
     References:
       Luong et al., `Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting
@@ -152,6 +155,9 @@ def downweight(alpha: Hyperparameter, mask: PyTree | None = None) -> optax.Gradi
       ``1 - alpha`` of the paper; here alpha is the paper's.
     """
     check_hyperparameter("alpha", alpha)
+    if where is not None and not callable(where):
+        raise TypeError(f"where must be a function of h and g that returns bools, such as is_turned, got {where!r}.")
+    chosen = is_downweighted if where is None else where
 
     def init_fn(params: optax.Params) -> DownweightState:
         del params
@@ -169,8 +175,92 @@ def downweight(alpha: Hyperparameter, mask: PyTree | None = None) -> optax.Gradi
         del extra_args
         alpha_now = value_at("alpha", alpha, state.step)
         g = _require(unperturbed_grads, "downweight")
-        updates = _where_downweighted(lambda h, g: (1 - alpha_now).astype(h.dtype) * h, updates, g, params, mask)
+        updates = _replace(chosen, _damped(alpha_now), updates, g, params, mask)
         return updates, DownweightState(optax.safe_increment(state.step), alpha_now)
+
+    return Reweighting(init_fn, update_fn)
+
+
+class DownweightRandomState(NamedTuple):
+    """State of :func:`downweight_random`."""
+
+    step: jax.Array
+    """Steps taken, int32 ()."""
+    alpha: jax.Array
+    """Down-weighting of the last step (of the first one before any), float ()."""
+    seed: jax.Array
+    """Seed of the draws, uint32 (); with ``step`` it determines the next one."""
+
+
+def downweight_random(
+    alpha: Hyperparameter, seed: int | jax.Array = 0, mask: PyTree | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Damp as many elements as :func:`downweight` does, at random places: the control for SANER's choice of elements.
+
+    ::
+
+        n = number of elements of the leaf with 0 < h / g < 1
+        update = (1 - alpha) * h  at n random places of the leaf,  h elsewhere
+
+    The count is exact in every leaf and at every step, so that what differs from SANER is the choice alone. Every step
+    draws afresh: the key is ``fold_in(key(seed), step)``, split into one a leaf, with the stage's own step, so a run
+    that goes on from its state draws what it would have drawn. ``alpha = 0`` is the identity.
+
+    The draw costs a random number an element and a sort of every leaf, where all other stages take one pass over the
+    elements: a good part of a training step on a CPU, and the leaves are gathered where they are split over devices.
+
+    Args:
+      alpha: how much of a chosen element is removed, dimensionless, as in :func:`downweight`; a number, a schedule or a
+        traced value.
+      seed: seed of the draws, an integer in [0, 2**32) or a traced one. ``init`` puts it into the state, and ``update``
+        takes it from there.
+      mask: leaves that are reweighted: pytree of bools (or a prefix of one), or a function of params; None for all.
+
+    Returns:
+      A descent stage. Under ``axis_name``, and over sharded arrays, all devices draw alike.
+
+    Raises:
+      ValueError: seed is out of range; update is called without ``unperturbed_grads``; the mask has another structure
+        than params.
+      TypeError: seed is not an integer; the mask holds something other than bools.
+
+    Example:
+      >>> stage = saner_jax.downweight_random(1.0)
+      >>> g, h = {"w": jnp.full(8, 4.0)}, {"w": jnp.arange(1.0, 9.0)}  # the first three have 0 < r < 1
+      >>> update, _ = stage.update(h, stage.init(h), unperturbed_grads=g)
+      >>> jnp.sum(update["w"] == 0).item()
+      3
+
+    References:
+      Luong et al., `Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting
+      <https://arxiv.org/abs/2411.17132>`_, 2026, for the method; the control is not in the paper.
+    """
+    check_hyperparameter("alpha", alpha)
+    _check_seed(seed)
+
+    def init_fn(params: optax.Params) -> DownweightRandomState:
+        del params
+        step = jnp.zeros([], jnp.int32)
+        return DownweightRandomState(step, value_at("alpha", alpha, step), jnp.array(seed, jnp.uint32))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: DownweightRandomState,
+        params: optax.Params | None = None,
+        *,
+        unperturbed_grads: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, DownweightRandomState]:
+        del extra_args
+        alpha_now = value_at("alpha", alpha, state.step)
+        g = _require(unperturbed_grads, "downweight_random")
+        keys = leaf_keys(jax.random.fold_in(jax.random.key(state.seed), state.step), updates)
+
+        def elsewhere(h: jax.Array, g: jax.Array, key: jax.Array) -> jax.Array:
+            return shuffle(key, is_downweighted(h, g))
+
+        updates = _replace(elsewhere, _damped(alpha_now), updates, g, params, mask, keys)
+        return updates, DownweightRandomState(optax.safe_increment(state.step), alpha_now, state.seed)
 
     return Reweighting(init_fn, update_fn)
 
@@ -221,7 +311,7 @@ def restore_downweighted(mask: PyTree | None = None) -> optax.GradientTransforma
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
         g = _require(unperturbed_grads, "restore_downweighted")
-        return _where_downweighted(lambda h, g: g, updates, g, params, mask), state
+        return _replace(is_downweighted, lambda h, g: g, updates, g, params, mask), state
 
     return Reweighting(init_fn, update_fn)
 
@@ -235,17 +325,34 @@ def _require(unperturbed_grads: optax.Updates | None, stage: str) -> optax.Updat
     return unperturbed_grads
 
 
-def _where_downweighted(
-    replace: Callable[[jax.Array, jax.Array], jax.Array],
+def _check_seed(seed: Any) -> None:
+    """Raise if ``seed`` is no integer, or a Python integer that 32 bits do not hold; tracers and arrays pass unseen."""
+    if isinstance(seed, bool) or not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
+        raise TypeError(f"seed must be an integer, got {seed!r}.")
+    if isinstance(seed, numbers.Integral) and not 0 <= int(seed) < 2**32:
+        raise ValueError(f"seed must be at least 0 and below 2**32, got {seed}.")
+
+
+def _damped(alpha: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    return lambda h, g: (1 - alpha).astype(h.dtype) * h
+
+
+def _replace(
+    where: Callable[..., jax.Array],
+    replacement: Callable[[jax.Array, jax.Array], jax.Array],
     updates: PyTree,
     unperturbed_grads: PyTree,
     params: PyTree | None,
     mask: PyTree | None,
+    *more: PyTree,
 ) -> PyTree:
-    """Replace the down-weighted elements of the leaves that ``mask`` selects; the other elements pass bit for bit."""
+    """Replace, in the leaves that ``mask`` selects, the elements where ``where(h, g, *more)`` is True.
 
-    def leaf(h: jax.Array, g: jax.Array, selected: bool) -> jax.Array:
-        return jnp.where(is_downweighted(h, g), replace(h, g), h) if selected else h
+    The other elements pass bit for bit.
+    """
+
+    def leaf(h: jax.Array, g: jax.Array, selected: bool, *more: Any) -> jax.Array:
+        return jnp.where(where(h, g, *more), replacement(h, g), h) if selected else h
 
     selected = select_leaves("mask", True if mask is None else mask, updates if params is None else params)
-    return cast_like(jax.tree.map(leaf, widen(updates), widen(unperturbed_grads), selected), updates)
+    return cast_like(jax.tree.map(leaf, widen(updates), widen(unperturbed_grads), selected, *more), updates)

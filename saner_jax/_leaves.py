@@ -37,6 +37,12 @@ def scale_to(tree: PyTree, norm: jax.Array, target: jax.Array) -> PyTree:
     return multiply(tree, scale)
 
 
+def cosine(dot: jax.Array, norm: jax.Array, other_norm: jax.Array) -> jax.Array:
+    """Return ``dot / (norm * other_norm)`` within [-1, 1]; 0 where a norm is zero, NaN where one is NaN."""
+    norms = norm * other_norm
+    return jnp.clip(dot / jnp.where(norms == 0, 1, norms), -1, 1)
+
+
 def select_leaves(argument: str, mask: PyTree, params: PyTree) -> PyTree:
     """Expand ``mask`` (bools at the leaves of a prefix of ``params``, or a function of params) to one bool a leaf."""
     if callable(mask):

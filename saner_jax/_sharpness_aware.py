@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from saner_jax._descent import Reweighting, is_downweighted
-from saner_jax._leaves import PyTree, cast_like, check_floating, check_same_tree, select_leaves, widen
+from saner_jax._descent import Reweighting
+from saner_jax._leaves import PyTree, cast_like, check_floating, check_same_tree, cosine, select_leaves, widen
+from saner_jax._masks import is_downweighted, shares
 
 AxisName = str | tuple[str, ...]
 
@@ -255,11 +256,7 @@ def _nothing_monitored(params: optax.Params) -> Monitored:
 
 def _monitor(g: PyTree, h: PyTree, perturbation_norm: jax.Array, compared: PyTree) -> Monitored:
     dtype = jnp.result_type(float)
-    masks = [is_downweighted(*pair) for pair in zip(jax.tree.leaves(compared), jax.tree.leaves(g), strict=True)]
-    counts = jnp.array([jnp.sum(mask, dtype=dtype) for mask in masks], dtype)
-    sizes = jnp.array([mask.size for mask in masks], dtype)
+    share, share_per_leaf = shares(jax.tree.map(is_downweighted, compared, g))
     g_norm, h_norm = optax.tree.norm(g), optax.tree.norm(h)
-    norms = g_norm * h_norm
-    cosine = jnp.clip(optax.tree.vdot(g, h) / jnp.where(norms == 0, 1, norms), -1, 1)
-    scalars = (jnp.asarray(x, dtype) for x in (cosine, g_norm, h_norm, perturbation_norm))
-    return Monitored(jnp.sum(counts) / jnp.maximum(jnp.sum(sizes), 1), counts / jnp.maximum(sizes, 1), *scalars)
+    scalars = (cosine(optax.tree.vdot(g, h), g_norm, h_norm), g_norm, h_norm, perturbation_norm)
+    return Monitored(share, share_per_leaf, *(jnp.asarray(x, dtype) for x in scalars))

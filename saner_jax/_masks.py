@@ -1,0 +1,131 @@
+"""Masks of elements: the groups of the ratio ``r = h / g``, their shares of a tree, a random mask of equal density.
+
+``g`` is the gradient at ``w``, ``h`` that at ``w + eps``. The groups are told apart by comparisons alone, since a
+quotient would need a guard that flips signs near zero and a product underflows. Subnormal numbers count as zero,
+because accelerators flush them.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from saner_jax._leaves import PyTree
+
+
+def is_turned(h: jax.Array, g: jax.Array) -> jax.Array:
+    """Return where the perturbation turned the sign of the gradient.
+
+    ::
+
+        r = h / g < 0
+
+    Opposite signs, both non-zero; NaN is in no group.
+
+    Args:
+      h: gradient at the perturbed weights, a floating-point array.
+      g: gradient at the weights, an array of the same shape and dtype.
+
+    Returns:
+      Bools of the same shape.
+
+    Example:
+      >>> h, g = jnp.array([-1.0, 1.0, 3.0, 0.0]), jnp.array([2.0, 2.0, 2.0, 2.0])
+      >>> saner_jax.is_turned(h, g).tolist()
+      [True, False, False, False]
+
+    References:
+      Luong et al., `Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting
+      <https://arxiv.org/abs/2411.17132>`_, 2026.
+    """
+    tiny = _tiny(h)
+    return ((h >= tiny) & (g <= -tiny)) | ((h <= -tiny) & (g >= tiny))
+
+
+def is_downweighted(h: jax.Array, g: jax.Array) -> jax.Array:
+    """Return where the perturbation shrank the gradient without turning it: the elements that SANER acts on.
+
+    ::
+
+        0 < r = h / g < 1
+
+    ``h`` lies strictly between 0 and ``g``; NaN is in no group.
+
+    Args:
+      h: gradient at the perturbed weights, a floating-point array.
+      g: gradient at the weights, an array of the same shape and dtype.
+
+    Returns:
+      Bools of the same shape.
+
+    Example:
+      >>> h, g = jnp.array([-1.0, 1.0, 3.0, 0.0]), jnp.array([2.0, 2.0, 2.0, 2.0])
+      >>> saner_jax.is_downweighted(h, g).tolist()
+      [False, True, False, False]
+
+    References:
+      Luong et al., `Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting
+      <https://arxiv.org/abs/2411.17132>`_, 2026, figure 2 (their share).
+    """
+    tiny = _tiny(h)
+    return ((h >= tiny) & (h < g)) | ((h <= -tiny) & (h > g))
+
+
+def is_grown(h: jax.Array, g: jax.Array) -> jax.Array:
+    """Return where the perturbation made the gradient grow.
+
+    ::
+
+        r = h / g > 1
+
+    Same sign, ``|h| > |g|``, ``g`` non-zero; NaN is in no group.
+
+    Args:
+      h: gradient at the perturbed weights, a floating-point array.
+      g: gradient at the weights, an array of the same shape and dtype.
+
+    Returns:
+      Bools of the same shape.
+
+    Example:
+      >>> h, g = jnp.array([-1.0, 1.0, 3.0, 0.0]), jnp.array([2.0, 2.0, 2.0, 2.0])
+      >>> saner_jax.is_grown(h, g).tolist()
+      [False, False, True, False]
+
+    References:
+      Luong et al., `Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting
+      <https://arxiv.org/abs/2411.17132>`_, 2026.
+    """
+    tiny = _tiny(h)
+    return ((g >= tiny) & (h > g)) | ((g <= -tiny) & (h < g))
+
+
+def shares(mask: PyTree) -> tuple[jax.Array, jax.Array]:
+    """Return the share of True in all elements, of shape (), and in each leaf, of shape (leaves,); float."""
+    dtype = jnp.result_type(float)
+    leaves = jax.tree.leaves(mask)
+    # Counted as integers: a float32 count stops at 2**24.
+    counts = jnp.array([jnp.count_nonzero(leaf) for leaf in leaves], dtype)
+    sizes = jnp.array([leaf.size for leaf in leaves], dtype)
+    return jnp.sum(counts) / jnp.maximum(jnp.sum(sizes), 1), counts / jnp.maximum(sizes, 1)
+
+
+def leaf_keys(key: jax.Array, tree: PyTree) -> PyTree:
+    """Return a tree of the same structure with one key a leaf."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))
+
+
+def shuffle(key: jax.Array, mask: jax.Array) -> jax.Array:
+    """Move the True of an array of bools to random places, each place as likely as any other.
+
+    One sort of random numbers that carry the bool in their last bit, which keeps the count exact. On a CPU that is
+    several times faster than ``jax.random.permutation``, which sorts pairs, and large arrays twice. Equal numbers (31
+    bits are drawn) are rare, and then only the order of two neighbours is settled by the bool.
+    """
+    bits = jax.random.bits(key, (mask.size,), jnp.uint32)
+    carrying = (bits & ~jnp.uint32(1)) | mask.ravel().astype(jnp.uint32)
+    shuffled: jax.Array = jnp.sort(carrying, stable=False) & 1
+    return shuffled.astype(bool).reshape(mask.shape)
+
+
+def _tiny(x: jax.Array) -> float:
+    return float(jnp.finfo(x.dtype).tiny)  # type: ignore[no-untyped-call]
