@@ -326,11 +326,12 @@ def _require(unperturbed_grads: optax.Updates | None, stage: str) -> optax.Updat
 
 
 def _check_seed(seed: Any) -> None:
-    """Raise if ``seed`` is no integer, or a Python integer that 32 bits do not hold; tracers and arrays pass unseen."""
-    if isinstance(seed, bool) or not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
+    """Raise if ``seed`` is no integer, or a Python one that 32 bits do not hold; values of arrays pass unseen."""
+    if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
+        if not 0 <= int(seed) < 2**32:
+            raise ValueError(f"seed must be at least 0 and below 2**32, got {seed}.")
+    elif not (hasattr(seed, "dtype") and jnp.issubdtype(seed.dtype, jnp.integer) and seed.shape == ()):
         raise TypeError(f"seed must be an integer, got {seed!r}.")
-    if isinstance(seed, numbers.Integral) and not 0 <= int(seed) < 2**32:
-        raise ValueError(f"seed must be at least 0 and below 2**32, got {seed}.")
 
 
 def _damped(alpha: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:

@@ -99,18 +99,37 @@ def decomposed(h, g, alpha):
     return h - alpha * (g - along)
 
 
+def ratio(h, g):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return h / g
+
+
+def turned(h, g):
+    """``h / g < 0``."""
+    return ratio(h, g) < 0
+
+
 def down_weighted(h, g):
     """The mask of SANER: ``0 < h / g < 1``."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = h / g
-    return (0 < ratio) & (ratio < 1)
+    return (0 < ratio(h, g)) & (ratio(h, g) < 1)
+
+
+def grown(h, g):
+    """``h / g > 1``, of elements that were not zero."""
+    return (ratio(h, g) > 1) & (g != 0)
+
+
+def cosine(a, b):
+    """The cosine of two vectors, 0 where either is zero."""
+    norms = np.sqrt(np.sum(a**2) * np.sum(b**2))
+    return np.sum(a * b) / norms if norms > 0 else 0.0
 
 
 class Downweight:
-    """SANER: ``(1 - alpha) h`` where masked."""
+    """SANER: ``(1 - alpha) h`` where masked; or on another group of elements."""
 
-    def __init__(self, alpha, where=True):
-        self.alpha, self.where = alpha, where
+    def __init__(self, alpha, where=True, group=down_weighted):
+        self.alpha, self.where, self.group = alpha, where, group
 
     def replacement(self, h, g, step):
         return (1 - at(self.alpha, step)) * h
@@ -118,6 +137,8 @@ class Downweight:
 
 class Restore:
     """SGD-D: ``g`` where masked."""
+
+    group = staticmethod(down_weighted)
 
     def __init__(self, where=True):
         self.where = where
@@ -164,7 +185,7 @@ class Optimizer:
         if self.reweight is None:
             return h
         replacement = self.reweight.replacement(h, g, self.t)
-        self.mask = down_weighted(h, g) & self.reweight.where
+        self.mask = self.reweight.group(h, g) & self.reweight.where
         if emitted is not None:
             near_a_bound = np.minimum(np.abs(h), np.abs(h - g)) <= rounding * np.max(np.abs(g))
             undecided = near_a_bound & self.reweight.where

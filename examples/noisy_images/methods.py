@@ -22,6 +22,7 @@ class Hyperparameters(NamedTuple):
     fsam_sigma: float
     fsam_decay: float
     vasso_theta: float
+    seed: int | jax.Array
 
 
 Stage = Callable[..., optax.GradientTransformation]
@@ -39,13 +40,22 @@ def _on_top(base: Stage) -> Stage:
     return lambda p, **options: base(p, reweight=saner_jax.downweight(p.alpha), **options)
 
 
+def _on_sam(reweight: Callable[[Hyperparameters], optax.GradientTransformation]) -> Stage:
+    return lambda p, **options: saner_jax.sam(p.rho, reweight(p), **options)
+
+
 # A method of your own is one more entry: hyperparameters -> an Optax transformation that stands first in the chain.
 METHODS: dict[str, Stage] = {
     "sgd": lambda p, **options: optax.identity(),
     **_BASES,
     "saner": lambda p, **options: saner_jax.saner(p.rho, p.alpha, **options),
     **{f"{name}+saner": _on_top(base) for name, base in _BASES.items() if name != "sam"},
+    # Ablations: the down-weighting undone, or other elements in place of those with 0 < r < 1.
     "sgd_d": lambda p, **options: saner_jax.sgd_d(p.rho, **options),
+    "saner_turned": _on_sam(lambda p: saner_jax.downweight(p.alpha, where=saner_jax.is_turned)),
+    "saner_grown": _on_sam(lambda p: saner_jax.downweight(p.alpha, where=saner_jax.is_grown)),
+    "saner_last_layer": _on_sam(lambda p: saner_jax.downweight(p.alpha, mask=_last_layer)),
+    "saner_random": _on_sam(lambda p: saner_jax.downweight_random(p.alpha, p.seed)),
 }
 SUMMARIES = {
     "sgd": "SGD with momentum",
@@ -60,6 +70,10 @@ SUMMARIES = {
     "fsam+saner": "SANER on FSAM",
     "vasso+saner": "SANER on VaSSO",
     "sgd_d": "SAM with the down-weighting undone (ablation)",
+    "saner_turned": "SANER on the elements that the perturbation turned, r < 0 (ablation)",
+    "saner_grown": "SANER on the elements that the perturbation made grow, r > 1 (ablation)",
+    "saner_last_layer": "SANER on the last layer alone (ablation)",
+    "saner_random": "SANER on as many elements of each leaf, at random (control)",
 }
 
 
@@ -77,8 +91,10 @@ def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
             return optax.piecewise_constant_schedule(config.learning_rate, {e * steps_per_epoch: 0.1 for e in epochs})
 
 
-def hyperparameters(config: Config, steps_per_epoch: int, num_classes: int) -> Hyperparameters:
-    """Resolve the configuration's numbers and schedules."""
+def hyperparameters(
+    config: Config, steps_per_epoch: int, num_classes: int, seed: int | jax.Array = 0
+) -> Hyperparameters:
+    """Resolve the configuration's numbers and schedules; ``seed`` is that of methods that draw."""
     if config.rho is not None:
         rho = config.rho
     elif config.method.startswith("asam"):
@@ -104,15 +120,21 @@ def hyperparameters(config: Config, steps_per_epoch: int, num_classes: int) -> H
         fsam_sigma=config.fsam_sigma,
         fsam_decay=config.fsam_decay,
         vasso_theta=config.vasso_theta,
+        seed=seed,
     )
 
 
-def create(config: Config, steps_per_epoch: int, num_classes: int) -> optax.GradientTransformationExtraArgs:
-    """Return the optimizer: the method's stage, weight decay, heavy-ball momentum, learning rate."""
+def create(
+    config: Config, steps_per_epoch: int, num_classes: int, seed: int | jax.Array = 0
+) -> optax.GradientTransformationExtraArgs:
+    """Return the optimizer: the method's stage, weight decay, heavy-ball momentum, learning rate.
+
+    ``seed`` enters the optimizer's state in ``init`` and nothing else, so ``update`` is the same function for all.
+    """
     if config.method not in METHODS:
         raise unknown_name("method", config.method, METHODS)
     try:
-        stage = METHODS[config.method](hyperparameters(config, steps_per_epoch, num_classes), monitor=True)
+        stage = METHODS[config.method](hyperparameters(config, steps_per_epoch, num_classes, seed), monitor=True)
     except ValueError as error:
         # The library's own checks of its hyperparameters.
         raise UserError(str(error)) from error
@@ -132,3 +154,15 @@ def monitored(opt_state: optax.OptState) -> saner_jax.Monitored | None:
 
 def _all_but_biases(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: "bias" not in jax.tree_util.keystr(path), params)
+
+
+def _last_layer(params: Any) -> Any:
+    """Select the leaves of the layer that makes the logits, which every network here calls ``classifier``."""
+
+    def is_of_last_layer(path: tuple[Any, ...], _: Any) -> bool:
+        return jax.tree_util.keystr(path, simple=True, separator="/").split("/")[0] == "classifier"
+
+    selected = jax.tree_util.tree_map_with_path(is_of_last_layer, params)
+    if not any(jax.tree.leaves(selected)):
+        raise UserError("saner_last_layer acts on the layer named 'classifier': name the model's last layer so.")
+    return selected

@@ -264,7 +264,7 @@ def check_memory(dataset: data.Dataset) -> None:
 
 
 # Streams of random numbers, each derived from the training seed and a counter of its own.
-_ORDER, _AUGMENTATION, _DROPOUT = range(3)
+_ORDER, _AUGMENTATION, _DROPOUT, _METHOD = range(4)
 
 
 def _key(seed: jax.Array, stream: int, counter: jax.Array | int) -> jax.Array:
@@ -295,9 +295,13 @@ def compiled_functions(config: Config, spec: Spec) -> Functions:
     def create(seed: int) -> State:
         networks = []
         for member in range(2 if co_teaching else 1):
-            # Members of a pair differ in their initial weights alone.
+            # Members of a pair differ in their initial weights and in what their methods draw.
             _, params, statistics = nnx.split(build(seed=seed + 2**31 * member), nnx.Param, nnx.BatchStat)
-            networks.append(Network(params, statistics, optimizer.init(params)))
+            # The optimizer of this seed differs from the compiled one in its initial state alone.
+            own = methods.create(
+                config, spec.steps_per_epoch, spec.num_classes, jax.random.bits(_key(seed, _METHOD, member))
+            )
+            networks.append(Network(params, statistics, own.init(params)))
         state = State(
             step=jnp.zeros([], jnp.int32),
             networks=tuple(networks),

@@ -157,6 +157,7 @@ def test_theta_outside_its_interval(function, theta):
         (lambda x: saner_jax.saner(alpha=x), "alpha"),
         (lambda x: saner_jax.gsam(alpha=x), "alpha"),
         (lambda x: saner_jax.downweight(x), "alpha"),
+        (lambda x: saner_jax.downweight_random(x), "alpha"),
         (lambda x: saner_jax.fsam(sigma=x), "sigma"),
         (lambda x: saner_jax.asam(eta=x), "eta"),
         (lambda x: saner_jax.sam(rho=x), "rho"),
@@ -206,11 +207,40 @@ def test_stages_that_are_none():
 
 
 @pytest.mark.parametrize(
-    "stage", [saner_jax.downweight(0.5), saner_jax.restore_downweighted(), saner_jax.subtract_orthogonal(0.5)]
+    "stage",
+    [
+        saner_jax.downweight(0.5),
+        saner_jax.downweight_random(0.5),
+        saner_jax.restore_downweighted(),
+        saner_jax.subtract_orthogonal(0.5),
+    ],
 )
 def test_descent_stage_outside_the_wrapper(stage):
     with raises(ValueError, "unperturbed_grads", "sharpness_aware"):
         stage.update(PARAMS, stage.init(PARAMS))
+
+
+def test_group_of_elements_that_is_no_function():
+    with raises(TypeError, "where", "function of h and g", "is_turned", "'grown'"):
+        saner_jax.downweight(0.5, where="grown")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seed_outside_its_interval(seed):
+    with raises(ValueError, "seed", "at least 0", str(seed)):
+        saner_jax.downweight_random(0.5, seed)
+
+
+@pytest.mark.parametrize("seed", [0.5, True, jnp.ones(())])
+def test_seed_that_is_no_integer(seed):
+    with raises(TypeError, "seed", "integer", repr(seed)):
+        saner_jax.downweight_random(0.5, seed)
+
+
+def test_seed_that_is_no_number():
+    for seed in ("1", None, [1, 2], jnp.arange(2)):
+        with raises(TypeError, "seed", "integer"):
+            saner_jax.downweight_random(0.5, seed)
 
 
 def test_adaptive_stage_without_params():
@@ -231,6 +261,7 @@ def test_ascent_stage_that_changes_the_tree():
         ("perturb_mask", lambda mask: saner_jax.sam(perturb_mask=mask)),
         ("adaptive_mask", lambda mask: saner_jax.asam(adaptive_mask=mask)),
         ("mask", lambda mask: saner_jax.sam(reweight=saner_jax.downweight(0.5, mask=mask))),
+        ("mask", lambda mask: saner_jax.sam(reweight=saner_jax.downweight_random(0.5, mask=mask))),
         ("mask", lambda mask: saner_jax.sam(reweight=saner_jax.restore_downweighted(mask=mask))),
     ],
 )
@@ -284,3 +315,32 @@ def test_what_is_right_raises_nothing():
     update(saner_jax.sam(perturb_mask=True))
     update(saner_jax.sam(perturb_mask=np.bool_(False)))
     jax.eval_shape(functools.partial(saner_jax.scale_to_norm(jnp.array(-1.0)).init), PARAMS)  # arrays pass unseen
+
+
+# -- analysis ----------------------------------------------------------------------------------------------------------
+
+MASK = jax.tree.map(lambda p: p > 0, PARAMS)
+
+
+@pytest.mark.parametrize("function", [saner_jax.analysis.ratio_shares, saner_jax.analysis.downweighted])
+def test_pairs_of_gradients_that_are_none(function):
+    with raises(ValueError, "h must have the structure of g"):
+        function(PARAMS, {"w": PARAMS["w"]})
+    with raises(ValueError, "h must have the shapes of g", "['b']"):
+        function(PARAMS, {**PARAMS, "b": jnp.ones(3)})
+    with raises(TypeError, "g must be floating-point", "['b']", "int32"):
+        function({**PARAMS, "b": jnp.array([1, 2])}, PARAMS)
+
+
+def test_alignment_of_what_does_not_fit():
+    alignment = saner_jax.analysis.alignment
+    with raises(ValueError, "reference must have the shapes of grads", "['b']"):
+        alignment(PARAMS, MASK, {**PARAMS, "b": jnp.ones(3)})
+    with raises(ValueError, "mask must have the structure of grads"):
+        alignment(PARAMS, {"w": MASK["w"]}, PARAMS)
+    with raises(ValueError, "mask must have the shapes of grads", "['b']"):
+        alignment(PARAMS, {**MASK, "b": jnp.array(True)}, PARAMS)
+    with raises(TypeError, "mask must hold arrays of bools", "float32"):
+        alignment(PARAMS, PARAMS, PARAMS)
+    with raises(TypeError, "mask must hold arrays of bools", "float32"):
+        saner_jax.analysis.random_like(jax.random.key(0), PARAMS)

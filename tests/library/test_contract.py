@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import saner_jax
-from saner_jax import downweight, restore_downweighted, sharpness_aware
+from saner_jax import downweight, downweight_random, restore_downweighted, sharpness_aware
 
 DEVICES = 4
 
@@ -30,6 +30,11 @@ METHODS = {
     "gsam+saner": functools.partial(saner_jax.gsam, 0.4, reweight=downweight(-0.5)),
     "fsam+saner": functools.partial(saner_jax.fsam, 0.4, reweight=downweight(1.0)),
     "vasso+sgd_d": functools.partial(saner_jax.vasso, 0.4, reweight=restore_downweighted()),
+    "fsam+saner on r < 0": functools.partial(saner_jax.fsam, 0.4, reweight=downweight(0.5, where=saner_jax.is_turned)),
+    "sam+saner on r > 1": functools.partial(saner_jax.sam, 0.4, reweight=downweight(0.5, where=saner_jax.is_grown)),
+    "sam+saner, random": functools.partial(
+        saner_jax.sam, 0.4, reweight=downweight_random(lambda step: 0.5 / (1 + step), seed=3), monitor=True
+    ),
     "saner, scheduled and monitored": functools.partial(
         saner_jax.saner, lambda step: 0.4 / (1 + step), saner_jax.alpha_ramp(0.5, steps=3), monitor=True
     ),
@@ -58,6 +63,7 @@ METHODS = {
 
 # Exceptions, as data.
 PARAMETER_LIKE_TREES = {"fsam": 1, "vasso": 1, "fsam+saner": 1, "vasso+sgd_d": 1, "composition": 2, "plain stages": 1}
+PARAMETER_LIKE_TREES["fsam+saner on r < 0"] = 1
 PARAMETER_LIKE_TREES["fsam+saner, every keyword"] = 1
 MASKS_FOLLOW_THE_TREE = {"fsam+saner, every keyword", "asam, masked"}
 DIVIDES_BY_ZERO_NORM = {"plain stages"}  # optax.normalize_by_update_norm does.

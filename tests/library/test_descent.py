@@ -14,6 +14,8 @@ MASK = {"w": np.array([True, False, True, False, False, False]), "b": np.array(T
 
 STAGES = {
     "downweight": saner_jax.downweight(0.25),
+    "downweight elsewhere": saner_jax.downweight(0.25, where=saner_jax.is_grown),
+    "downweight_random": saner_jax.downweight_random(0.25),
     "restore_downweighted": saner_jax.restore_downweighted(),
     "subtract_orthogonal": saner_jax.subtract_orthogonal(0.5),
 }
@@ -33,11 +35,42 @@ def test_downweight(alpha):
     assert_equal(apply(saner_jax.downweight(alpha)), jax.tree.map(np.multiply, H, factors))
 
 
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        (None, MASK),
+        (saner_jax.is_downweighted, MASK),
+        (saner_jax.is_turned, {"w": np.array([False, False, False, True, False, False]), "b": np.array(False)}),
+        (saner_jax.is_grown, {"w": np.array([False, True, False, False, False, False]), "b": np.array(False)}),
+        (lambda h, g: jnp.abs(g) > 1, {"w": np.array([True, True, True, True, False, True]), "b": np.array(False)}),
+    ],
+)
+def test_downweight_other_elements(where, expected):
+    factors = jax.tree.map(lambda m: np.where(m, np.float32(0.75), np.float32(1)), expected)
+    assert_equal(apply(saner_jax.downweight(0.25, where=where)), jax.tree.map(np.multiply, H, factors))
+
+
+def test_inject_hyperparams_takes_the_group_for_a_schedule_unless_told():
+    """Without ``where``, and with it named, as the README says of masks."""
+    plain = optax.inject_hyperparams(saner_jax.downweight)(alpha=0.25)
+    assert_equal(apply(plain, params=H), apply(saner_jax.downweight(0.25)))
+    make = optax.inject_hyperparams(saner_jax.downweight, static_args=("where",))
+    named = make(alpha=0.25, where=saner_jax.is_grown)
+    assert_equal(apply(named, params=H), apply(saner_jax.downweight(0.25, where=saner_jax.is_grown)))
+
+
 def test_restore_downweighted():
     assert_equal(apply(saner_jax.restore_downweighted()), jax.tree.map(np.where, MASK, G, H))
 
 
-@pytest.mark.parametrize("make", [lambda mask: saner_jax.downweight(1.0, mask), saner_jax.restore_downweighted])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda mask: saner_jax.downweight(1.0, mask),
+        lambda mask: saner_jax.downweight_random(1.0, mask=mask),
+        saner_jax.restore_downweighted,
+    ],
+)
 @pytest.mark.parametrize("params", [None, H])
 def test_mask_limits_the_leaves(make, params):
     whole = apply(make(None))
@@ -95,6 +128,82 @@ def test_subtract_orthogonal_where_the_square_of_the_norm_leaves_float32(exponen
     out = apply(saner_jax.subtract_orthogonal(0.5), h, g)
     expected = [scale, -0.5 * scale] if exponent > -20 else [0.5 * scale, -0.5 * scale]
     np.testing.assert_allclose(out, expected, rtol=1e-6)
+
+
+# -- the random control ------------------------------------------------------------------------------------------------
+
+MANY_G = {"w": jnp.ones((40, 25)), "b": jnp.ones(30), "c": jnp.ones(8)}
+MANY_H = {"w": jnp.linspace(-1.0, 2.0, 1000).reshape(40, 25), "b": jnp.full(30, 0.5), "c": jnp.full(8, 2.0)}
+
+
+def damped(update, h=MANY_H):
+    """Where ``alpha = 1`` removed an element."""
+    return jax.tree.map(lambda u, h: np.asarray((u == 0) & (h != 0)), update, h)
+
+
+def draw(seed, steps=1):
+    """The elements removed in each of the first steps."""
+    stage = saner_jax.downweight_random(1.0, seed)
+    state, drawn = stage.init(MANY_H), []
+    for _ in range(steps):
+        update, state = stage.update(MANY_H, state, unperturbed_grads=MANY_G)
+        drawn.append(damped(update))
+    return drawn
+
+
+def test_downweight_random_damps_as_many_elements_of_every_leaf():
+    expected = damped(apply(saner_jax.downweight(1.0), MANY_H, MANY_G))
+    counts = jax.tree.map(np.sum, expected)
+    assert 0 < counts["w"] < 1000 and (counts["b"], counts["c"]) == (30, 0)
+    for drawn in draw(seed=0, steps=3):
+        assert jax.tree.map(np.sum, drawn) == counts
+        # Of random places a third is down-weighted; every one would be if they were the same.
+        assert 0.2 < np.mean(expected["w"][drawn["w"]]) < 0.5
+
+
+def test_downweight_random_passes_the_others_bit_for_bit_and_scales_the_chosen():
+    update = apply(saner_jax.downweight_random(0.25, seed=5), MANY_H, MANY_G)
+    chosen = damped(apply(saner_jax.downweight_random(1.0, seed=5), MANY_H, MANY_G))
+    assert_equal(update, jax.tree.map(lambda h, m: np.where(m, np.float32(0.75) * h, h), MANY_H, chosen))
+
+
+def test_downweight_random_draws_afresh_from_its_seed_and_step():
+    first, second = draw(seed=0, steps=2)
+    assert np.mean(first["w"] == second["w"]) < 0.8
+    again, other = draw(seed=0, steps=2), draw(seed=1)
+    assert_equal([first, second], again)
+    assert np.mean(first["w"] == other[0]["w"]) < 0.8
+    # Places of leaves of equal size and count differ as well.
+    h = {"a": MANY_H["w"], "b": MANY_H["w"]}
+    twins = damped(apply(saner_jax.downweight_random(1.0), h, {"a": MANY_G["w"], "b": MANY_G["w"]}), h)
+    assert np.mean(twins["a"] == twins["b"]) < 0.8
+
+
+def test_downweight_random_draws_what_random_like_draws():
+    mask = saner_jax.analysis.downweighted(MANY_G, MANY_H)
+    for step, drawn in enumerate(draw(seed=7, steps=2)):
+        assert_equal(drawn, saner_jax.analysis.random_like(jax.random.fold_in(jax.random.key(7), step), mask))
+
+
+def test_alpha_of_the_random_control_moves_with_its_own_steps():
+    stage = saner_jax.downweight_random(lambda step: 0.25 * step)
+    state = stage.init(MANY_H)
+    for used, chosen in zip((0.0, 0.25, 0.5), draw(seed=0, steps=3), strict=True):
+        update, state = stage.update(MANY_H, state, unperturbed_grads=MANY_G)
+        assert state.alpha == used
+        assert_equal(update, jax.tree.map(lambda h, m, a=used: np.where(m, (1 - a) * h, h), MANY_H, chosen))
+    assert state.step == 3
+
+
+def test_the_state_holds_the_seed():
+    """An ensemble under ``vmap`` may have one seed each, and inject_hyperparams passes it to ``init``."""
+    states = jax.vmap(lambda seed: saner_jax.downweight_random(1.0, seed).init(MANY_H))(jnp.arange(2))
+    stage = saner_jax.downweight_random(1.0)
+    updates, _ = jax.vmap(lambda state: stage.update(MANY_H, state, unperturbed_grads=MANY_G))(states)
+    for seed in (0, 1):
+        assert_equal(damped(jax.tree.map(lambda u, i=seed: u[i], updates)), draw(seed)[0])
+    injected = optax.inject_hyperparams(saner_jax.downweight_random)(alpha=1.0, seed=1)
+    assert_equal(damped(apply(injected, MANY_H, MANY_G, params=MANY_H)), draw(1)[0])
 
 
 @pytest.mark.parametrize("make", [saner_jax.downweight, saner_jax.subtract_orthogonal])

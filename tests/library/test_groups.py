@@ -177,6 +177,25 @@ def test_groups_are_not_one_big_batch(name):
     assert np.max(np.abs(apart.step(w, [b.gradient for b in groups]) - together.step(w, [whole.gradient]))) > 1e-3
 
 
+@pytest.mark.parametrize("transform", [by_vmap, by_pmap, by_shard_map])
+def test_all_groups_draw_alike(transform):
+    """The random control: as many elements of every leaf as SANER, the same ones whichever way the groups are made."""
+    (groups,) = grouped_batches(steps=1)
+    with jax.enable_x64(True):
+        params = jax.tree.map(jnp.asarray, tree())
+
+        def updates(reweight, transform=transform):
+            tx = saner_jax.sam(RHO, reweight, axis_name=AXIS)
+            return jax.device_get(transform(tx)(params, tx.init(params), stacked(groups))[0])
+
+        control = saner_jax.downweight_random(1.0, seed=2)
+        drawn, masked = updates(control), updates(saner_jax.downweight(1.0))
+        counts = jax.tree.map(lambda x: int(np.sum(x == 0)), drawn)
+        assert counts == jax.tree.map(lambda x: int(np.sum(x == 0)), masked)
+        assert 0 < sum(jax.tree.leaves(counts)) < DIMENSION
+        np.testing.assert_allclose(flat(drawn), flat(updates(control, by_vmap)), rtol=0, atol=1e-12)
+
+
 def shard_map_once(tx, prepare):
     (groups,) = grouped_batches(steps=1)
     params = jax.tree.map(jnp.asarray, tree())

@@ -193,6 +193,16 @@ CASES |= {
         lambda params: saner_jax.sam(rho=RHO, reweight=saner_jax.restore_downweighted(mask=matrices)),
         lambda params: reference((ref.SAM(RHO), None), ref.Restore(flat(matrices, params))),
     ),
+    "saner on r < 0": (
+        lambda params: saner_jax.sam(rho=RHO, reweight=saner_jax.downweight(0.5, where=saner_jax.is_turned)),
+        lambda params: reference((ref.SAM(RHO), None), ref.Downweight(0.5, group=ref.turned)),
+    ),
+    "gsam, saner on r > 1 of matrices (function)": (
+        lambda params: saner_jax.gsam(
+            rho=RHO, reweight=saner_jax.downweight(0.5, mask=matrices, where=saner_jax.is_grown)
+        ),
+        lambda params: reference((ref.SAM(RHO), 0.4), ref.Downweight(0.5, flat(matrices, params), ref.grown)),
+    ),
     "saner, alpha ramp": (
         lambda params: saner_jax.saner(rho=RHO, alpha=saner_jax.alpha_ramp(0.7, steps=13)),
         lambda params: reference((ref.SAM(RHO), None), ref.Downweight(ref.linear_ramp(0.7, 13))),

@@ -16,13 +16,19 @@ PACKAGE = pathlib.Path(saner_jax.__file__).parent
 SOURCES = sorted(PACKAGE.glob("*.py"))
 PUBLIC = {
     name: thing for name, thing in vars(saner_jax).items() if not name.startswith("_") and not inspect.ismodule(thing)
+} | {
+    f"analysis.{name}": thing
+    for name, thing in vars(saner_jax.analysis).items()
+    if getattr(thing, "__module__", None) == "saner_jax.analysis" and not name.startswith("_")
 }
 STATES = {name: thing for name, thing in PUBLIC.items() if inspect.isclass(thing)}
 FUNCTIONS = {name: thing for name, thing in PUBLIC.items() if name not in STATES}
 SURFACE = {
     "sharpness_aware", "scale_to_norm", "scale_to_adaptive_norm", "subtract_ema", "follow_ema", "subtract_orthogonal",
-    "downweight", "restore_downweighted", "sam", "asam", "gsam", "fsam", "vasso", "saner", "sgd_d", "alpha_ramp",
-    "rho_from_learning_rate",
+    "downweight", "downweight_random", "restore_downweighted", "sam", "asam", "gsam", "fsam", "vasso", "saner",
+    "sgd_d", "alpha_ramp",
+    "rho_from_learning_rate", "is_turned", "is_downweighted", "is_grown", "analysis.ratio_shares",
+    "analysis.downweighted", "analysis.random_like", "analysis.alignment",
 }  # fmt: skip
 
 
@@ -63,11 +69,13 @@ def test_declared_dependencies():
 def test_imports_point_one_way():
     """Wrapper and stages know nothing of the aliases; stages nothing of the wrapper."""
     allowed = {
-        "__init__": {"_alias", "_ascent", "_descent", "_schedules", "_sharpness_aware"},
+        "__init__": {"", "_alias", "_ascent", "_descent", "_masks", "_schedules", "_sharpness_aware"},
         "_alias": {"_ascent", "_descent", "_hyperparameters", "_leaves", "_sharpness_aware"},
-        "_sharpness_aware": {"_descent", "_leaves"},
+        "_sharpness_aware": {"_descent", "_leaves", "_masks"},
         "_ascent": {"_hyperparameters", "_leaves"},
-        "_descent": {"_hyperparameters", "_leaves"},
+        "_descent": {"_hyperparameters", "_leaves", "_masks"},
+        "analysis": {"_leaves", "_masks"},
+        "_masks": {"_leaves"},
         "_schedules": {"_hyperparameters"},
         "_hyperparameters": set(),
         "_leaves": set(),
@@ -75,7 +83,9 @@ def test_imports_point_one_way():
     for path in SOURCES:
         nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-        own = {module.removeprefix("saner_jax.") for module in modules if module.startswith("saner_jax")}
+        own = {
+            module.removeprefix("saner_jax").removeprefix(".") for module in modules if module.startswith("saner_jax")
+        }
         assert own <= allowed[path.stem]
 
 

@@ -195,6 +195,43 @@ def exactly_masked(g, h, tiny):
     return 0 < Fraction(h) / Fraction(g) < 1
 
 
+def exact_group(g, h, tiny):
+    """The name of the group of ``h / g`` in exact arithmetic, by the same rules; None where there is none."""
+    if np.isnan(g) or np.isnan(h) or abs(g) < tiny or abs(h) < tiny:
+        return None
+    if (g > 0) != (h > 0):
+        return "turned"
+    return None if g == h else "downweighted" if abs(h) < abs(g) else "grown"
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_groups_of_the_ratio_are_exact(name):
+    dtype, _ = FLOATS[name]
+    tiny = float(ml_dtypes.finfo(dtype).smallest_normal)
+    predicates = {
+        "turned": saner_jax.is_turned,
+        "downweighted": saner_jax.is_downweighted,
+        "grown": saner_jax.is_grown,
+    }
+    found = jax.jit(lambda h, g: {group: predicate(h, g) for group, predicate in predicates.items()})
+    counted = dict.fromkeys(("turned", "downweighted", "grown", None), 0)
+
+    @as_drawn(max_examples=60)
+    @given(pairs(name))
+    def check(drawn):
+        g, h = np.array(drawn, np.float64).T
+        groups = [exact_group(*pair, tiny) for pair in drawn]
+        with jax.enable_x64(name == "float64"):
+            masks = found(jnp.asarray(h.astype(dtype)), jnp.asarray(g.astype(dtype)))
+        for group, mask in masks.items():
+            np.testing.assert_array_equal(mask, [group == exact for exact in groups])
+        for group in groups:
+            counted[group] += 1
+
+    check()
+    assert min(counted.values()) > 30
+
+
 @functools.cache
 def downweighted(alpha, name):
     stage = saner_jax.downweight(alpha)

@@ -1,21 +1,31 @@
 """Every method by its name, and the schedules of the paper."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import saner_jax
-from examples.noisy_images import methods, training
+from examples.noisy_images import methods, models, training
 from examples.noisy_images.config import PAPER, Config
 from examples.noisy_images.errors import UserError
 
 STEPS = 390
-PARAMS = {"weight": jnp.array([[1.0, -2.0], [0.5, 4.0]]), "bias": jnp.array([0.5, -1.0])}
-TARGET = {"weight": jnp.array([[0.0, 1.0], [2.0, -1.0]]), "bias": jnp.array([0.3, 2.0])}
+PARAMS = {
+    "weight": jnp.array([[1.0, -2.0], [0.5, 4.0]]),
+    "bias": jnp.array([0.5, -1.0]),
+    "classifier": jnp.array([-1.5, 0.2, 3.0]),
+}
+TARGET = {
+    "weight": jnp.array([[0.0, 1.0], [2.0, -1.0]]),
+    "bias": jnp.array([0.3, 2.0]),
+    "classifier": jnp.array([1.0, -0.4, -0.5]),
+}
 
 
 def gradient(params):
@@ -71,6 +81,12 @@ ALIASES = {
     "fsam+saner": lambda: saner_jax.fsam(0.3, 0.8, 0.6, reweight=saner_jax.downweight(0.9)),
     "vasso+saner": lambda: saner_jax.vasso(0.3, 0.4, reweight=saner_jax.downweight(0.9)),
     "sgd_d": lambda: saner_jax.sgd_d(0.3),
+    "saner_turned": lambda: saner_jax.sam(0.3, saner_jax.downweight(0.9, where=saner_jax.is_turned)),
+    "saner_grown": lambda: saner_jax.sam(0.3, saner_jax.downweight(0.9, where=saner_jax.is_grown)),
+    "saner_last_layer": lambda: saner_jax.sam(
+        0.3, saner_jax.downweight(0.9, mask={"weight": False, "bias": False, "classifier": True})
+    ),
+    "saner_random": lambda: saner_jax.sam(0.3, saner_jax.downweight_random(0.9)),
 }
 ODD = Config(
     rho=0.3,
@@ -163,7 +179,7 @@ def test_asam_scales_biases_or_not():
 
     g = jax.tree.map(np.asarray, gradient(PARAMS))
     for leaves, bias_scale in (("all", np.abs(PARAMS["bias"])), ("weights", np.ones(2))):
-        scale = {"weight": np.abs(PARAMS["weight"]), "bias": bias_scale}
+        scale = {**jax.tree.map(np.abs, PARAMS), "bias": bias_scale}
         norm = np.sqrt(sum(np.sum((scale[k] * g[k]) ** 2) for k in g))
         eps = perturbed(leaves)
         for k in g:
@@ -176,6 +192,41 @@ def test_asam_takes_a_models_biases_for_biases(tiny):
     masked = {jax.tree_util.keystr(path, simple=True, separator="/") for path, scaled in paths if not scaled}
     # Four BatchNorms and the classifier.
     assert len(masked) == 5 and all("/bias" in path for path in masked)
+
+
+# One model of each class; the others differ in their depth.
+CLASSES = {getattr(model.build, "func", model.build): name for name, model in models.MODELS.items()}
+
+
+@pytest.mark.parametrize("model", CLASSES.values())
+def test_the_last_layer_of_every_model_is_found(model):
+    build = functools.partial(models.create, model, num_classes=7, image_shape=(8, 8, 3), seed=0, width=1 / 16)
+    params = nnx.state(nnx.eval_shape(build), nnx.Param)
+    selected = jax.tree.map(lambda p, chosen: p.shape if chosen else None, params, methods._last_layer(params))
+    bias, kernel = jax.tree.leaves(selected, is_leaf=lambda x: isinstance(x, tuple))
+    # All that makes the logits, and nothing else.
+    assert bias == (7,) and len(kernel) == 2 and kernel[1] == 7
+
+
+def test_a_model_without_a_classifier_is_the_users_error():
+    tx = methods.create(dataclasses.replace(ODD, method="saner_last_layer"), STEPS, 10)
+    params = {"head": jnp.ones(2)}
+    with pytest.raises(UserError, match="'classifier'"):
+        tx.update(params, tx.init(params), params, grad_fn=lambda w: w)
+
+
+def test_the_random_control_draws_by_the_training_seed_and_shares_what_is_compiled(tiny):
+    config = Config(model="mlp", width=1 / 64, batch_size=8, method="saner_random")
+    trainers = [
+        training.Trainer(dataclasses.replace(config, seed=seed, companion=companion), tiny())
+        for seed, companion in ((0, "none"), (0, "none"), (1, "none"), (0, "co-teaching"))
+    ]
+    seeds = [
+        [int(optax.tree.get(network.opt_state, "seed")) for network in trainer.state.networks] for trainer in trainers
+    ]
+    assert seeds[0] == seeds[1] == seeds[3][:1]
+    assert len({*seeds[2], *seeds[3]}) == 3
+    assert trainers[0]._functions.train_step is trainers[2]._functions.train_step
 
 
 def test_the_monitored_scalars_are_found():

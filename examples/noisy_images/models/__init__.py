@@ -19,7 +19,8 @@ class Model(NamedTuple):
     """An entry: what it is, how to build it, and how its released PyTorch form is initialised.
 
     `build(layers, *, num_classes, image_shape, width, dropout)` returns a module that is called as
-    ``model(x, train, rngs=None)`` and holds no variables but `nnx.Param` and `nnx.BatchStat`.
+    ``model(x, train, rngs=None)``, holds no variables but `nnx.Param` and `nnx.BatchStat`, and names the layer that
+    makes the logits ``classifier``.
     """
 
     summary: str
