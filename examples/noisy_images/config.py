@@ -130,6 +130,8 @@ class Config:
     """Epochs between evaluations on the whole training set (the test set is evaluated every epoch)."""
     checkpoint_every: int = 1
     """Epochs between checkpoints; the last epoch always has one."""
+    sample_history: bool = True
+    """Keep loss and predicted label of every training sample at every evaluation on the training set."""
     scan_epochs: bool | None = None
     """Run a whole epoch in one compiled call; if not given, on accelerators only."""
 

@@ -7,6 +7,7 @@ metrics.jsonl     one line an epoch
 curves.png        the same as a figure
 tensorboard/      the same as scalars
 checkpoints/      the newest two
+samples/          loss and predicted label of every training sample over the epochs
 summary.json      the numbers that are reported
 """
 
@@ -27,7 +28,7 @@ import jax
 import numpy as np
 
 from examples.noisy_images import config as configuration
-from examples.noisy_images import data, files, logs, methods, metrics, models, noise, training
+from examples.noisy_images import data, files, logs, memorization, methods, metrics, models, noise, training
 from examples.noisy_images.checkpoints import Checkpoints
 from examples.noisy_images.config import Config
 from examples.noisy_images.data import human_labels
@@ -173,8 +174,16 @@ def evaluate(folder: Path) -> dict[str, float]:
     return {"epoch": trainer.epoch} | measure(trainer, prepared, on_training_set=True)
 
 
-def measure(trainer: training.Trainer, prepared: Prepared, on_training_set: bool) -> dict[str, float]:
-    """Evaluate on the test set, on the held-out split where there is one, and on the training set if asked."""
+def measure(
+    trainer: training.Trainer,
+    prepared: Prepared,
+    on_training_set: bool,
+    recorder: memorization.Recorder | None = None,
+) -> dict[str, float]:
+    """Evaluate on the test set, on the held-out split where there is one, and on the training set if asked.
+
+    What the training set's metrics are computed from is kept by the recorder, sample by sample.
+    """
     dataset = prepared.dataset
     losses, predictions = trainer.evaluate(dataset.test)
     values = {
@@ -186,6 +195,8 @@ def measure(trainer: training.Trainer, prepared: Prepared, on_training_set: bool
         values["heldout_accuracy"] = float((predictions == prepared.heldout.labels).mean())
     if on_training_set:
         losses, predictions = trainer.evaluate(dataset.train)
+        if recorder is not None:
+            recorder.add(trainer.epoch, losses, predictions)
         values |= metrics.on_training_set(predictions, losses, dataset.train.labels, dataset.train.clean_labels)
         values["generalization_gap"] = values["train_accuracy"] - values["test_accuracy"]
     return values
@@ -199,6 +210,10 @@ def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, resume: bo
     # Epochs that were measured after the checkpoint was written are measured again.
     history = [m for m in files.read_json_lines(folder / "metrics.jsonl") if resume and m["epoch"] <= trainer.epoch]
     files.write_json_lines(folder / "metrics.jsonl", history)
+    recorder = None
+    if config.sample_history:
+        dataset = prepared.dataset
+        recorder = memorization.Recorder(folder, dataset.train, dataset.num_classes, last_epoch=trainer.epoch)
     board = logs.TensorBoard(folder / "tensorboard", purge_step=trainer.step + 1 if resume else None)
     progress = logs.progress(folder.name, config.epochs, steps, trainer.step)
     schedules = methods.hyperparameters(config, steps, prepared.dataset.num_classes)
@@ -226,7 +241,7 @@ def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, resume: bo
                     "rho": _value(schedules.rho, trainer.step - 1),
                     "alpha": _value(schedules.alpha, trainer.step - 1),
                     **training.running_metrics(trainer.state),
-                    **measure(trainer, prepared, on_training_set=due),
+                    **measure(trainer, prepared, on_training_set=due, recorder=recorder),
                     "steps_per_second": (trainer.step - first_step) / trained,
                     "seconds": time.monotonic() - started,
                 }
@@ -237,11 +252,11 @@ def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, resume: bo
                 board.write(record)
                 progress.epoch(record)
                 if epoch % config.checkpoint_every == 0 or epoch == config.epochs or stop_requested():
-                    checkpoints.save(trainer.state, _progress_so_far(history))
+                    _save(trainer, checkpoints, recorder, history)
                 if stop_requested():
                     break
             if trainer.epoch < config.epochs:
-                checkpoints.save(trainer.state, _progress_so_far(history))
+                _save(trainer, checkpoints, recorder, history)
                 raise Interrupted(folder, trainer.step)
     finally:
         checkpoints.close()
@@ -255,6 +270,18 @@ def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, resume: bo
     files.write_json(folder / "summary.json", summary)
     _optional(lambda: _plot(history, folder))
     return summary
+
+
+def _save(
+    trainer: training.Trainer,
+    checkpoints: Checkpoints,
+    recorder: memorization.Recorder | None,
+    history: list[dict[str, Any]],
+) -> None:
+    # The samples first: a kill in between leaves epochs that are measured again, and never a checkpoint that lacks any.
+    if recorder is not None:
+        recorder.write()
+    checkpoints.save(trainer.state, _progress_so_far(history))
 
 
 def _progress_so_far(history: list[dict[str, Any]]) -> dict[str, Any]:

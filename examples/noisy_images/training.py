@@ -111,7 +111,7 @@ _NOT_COMPILED = (
         "workers",
     ),
     *("noise", "rate", "noise_seed", "noise_options", "human_labels", "label_set"),
-    *("seed", "evaluate_every", "checkpoint_every", "scan_epochs"),
+    *("seed", "evaluate_every", "checkpoint_every", "sample_history", "scan_epochs"),
 )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from examples.noisy_images import config as configuration
-from examples.noisy_images import files, run, training
+from examples.noisy_images import files, memorization, run, training
 from examples.noisy_images.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +57,9 @@ def assert_the_same_end(folder, reference):
     assert metrics == expected_metrics and [m["epoch"] for m in metrics] == [1, 2, 3, 4, 5, 6]
     assert extra == expected_extra
     assert (folder / "summary.json").exists()
+    samples, expected_samples = memorization.read(folder), memorization.read(reference)
+    for name in ("epochs", "losses", "predictions", "labels", "index"):
+        np.testing.assert_array_equal(getattr(samples, name), getattr(expected_samples, name))
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_a_run_writes_one_folder(finished):
     written = {path.name for path in folder.iterdir()}
     assert written == {
         *("config.json", "environment.json", "noise.json", "noise.png", "metrics.jsonl", "curves.png"),
-        *("tensorboard", "checkpoints", "summary.json"),
+        *("tensorboard", "checkpoints", "samples", "summary.json"),
     }
     for name in ("noise.png", "curves.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
