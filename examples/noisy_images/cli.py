@@ -106,7 +106,9 @@ def plot(
         folders: Folders of runs.
         output: Figure to write, .png or .pdf.
         by: Setting that labels the runs: method, alpha, width, model or any other.
-        figure: Panels, named after the paper's figures: 1, 3, 5 (of 5 to 7) or shares.
+        figure: Panels, named after the paper's figures: 1, 2, 3, 5 (of 5 to 7); shares of the gradient's elements; or
+            layers, the share that is down-weighted in every parameter (2, shares and layers: of runs trained with
+            --analyse-batches).
     """
     comparison.plot(folders, output, by, figure)
 

@@ -106,22 +106,34 @@ def plot(folders: Sequence[Path], output: Path, by: str, figure: str) -> None:
     """Draw the curves of runs, labelled by one of their settings; runs with the same label are seeds of one curve."""
     from examples.noisy_images import plots
 
-    panels = {"1": plots.FIGURE_1, "3": plots.FIGURE_3, "5": plots.FIGURES_5_TO_7, "shares": plots.SHARES}
-    if figure not in panels:
-        raise unknown_name("figure", figure, panels)
+    panels = {
+        "1": plots.FIGURE_1,
+        "2": plots.FIGURE_2,
+        "3": plots.FIGURE_3,
+        "5": plots.FIGURES_5_TO_7,
+        "shares": plots.SHARES,
+    }
+    if figure not in (figures := [*panels, "layers"]):
+        raise unknown_name("figure", figure, figures)
     if output.suffix not in (".png", ".pdf"):
         raise UserError(f"--output {output} ends neither in .png nor in .pdf.")
+    records = "analysis.jsonl" if figure == "layers" else "metrics.jsonl"
     runs: dict[str, list[list[dict[str, Any]]]] = {}
     for folder in folders:
         settings = configuration.to_json(configuration.read(folder / "config.json"))
         if by not in settings:
             raise unknown_name("setting", by, settings)
-        history = files.read_json_lines(folder / "metrics.jsonl")
+        history = files.read_json_lines(folder / records)
+        if not history and figure == "layers":
+            raise UserError(f"{folder} has no analysis of its gradients: train with --analyse-batches.")
         if not history:
             raise UserError(f"{folder} has no metrics yet: its first epoch is not over.")
         runs.setdefault(str(settings[by]), []).append(history)
     try:
-        plots.curves(runs, output, panels[figure])
+        if figure == "layers":
+            plots.layers(runs, output)
+        else:
+            plots.curves(runs, output, panels[figure])
     except ValueError as error:
         raise UserError(str(error)) from error
 

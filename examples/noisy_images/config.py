@@ -132,6 +132,8 @@ class Config:
     """Epochs between checkpoints; the last epoch always has one."""
     sample_history: bool = True
     """Keep loss and predicted label of every training sample at every evaluation on the training set."""
+    analyse_batches: int = 0
+    """Batches whose gradients are analysed after every epoch: ratio of the two, alignment with label noise."""
     scan_epochs: bool | None = None
     """Run a whole epoch in one compiled call; if not given, on accelerators only."""
 
@@ -174,6 +176,7 @@ _NOT_NEGATIVE = (
     "seed",
     "data_seed",
     "noise_seed",
+    "analyse_batches",
 )
 
 

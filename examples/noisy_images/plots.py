@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 
 # The panels of the paper's figures.
 FIGURE_1 = ("noisy_accuracy", "gap", "test_accuracy")
+# With the control beside the alignment that it is for.
+FIGURE_2 = (
+    *("downweighted_share", "alignment_noisy", "alignment_random"),
+    *("alignment_clean", "noisy_accuracy", "clean_accuracy"),
+)
 FIGURE_3 = ("noisy_accuracy", "true_accuracy_on_noisy")
 FIGURES_5_TO_7 = ("noisy_accuracy", "gap", "test_accuracy", "generalization_gap")
-SHARES = ("downweighted_share", "cosine")
+SHARES = ("turned_share", "downweighted_share", "grown_share", "running_downweighted_share", "running_cosine")
 
 
 class _Axis(NamedTuple):
@@ -46,11 +51,24 @@ _AXES = {
     "train_loss": _Axis("Training loss", "all training samples,\ngiven labels"),
     "test_loss": _Axis("Test loss", "test samples"),
     "running_loss": _Axis("Running loss", "training mode, given labels"),
-    "downweighted_share": _Axis("Down-weighted share", "elements of the gradient (%)", percent=True),
-    "cosine": _Axis("Cosine", "down-weighted part of the gradient\nwith the gradient of noisy samples"),
-    "gradient_norm": _Axis("Gradient norm", "at w"),
-    "perturbed_gradient_norm": _Axis("Perturbed gradient norm", "at w + eps"),
-    "perturbation_norm": _Axis("Perturbation norm", "norm of eps"),
+    "turned_share": _Axis("Turned share", "elements with h/g < 0 (%)", percent=True),
+    "downweighted_share": _Axis("Down-weighted share", "elements with 0 < h/g < 1 (%)", percent=True),
+    "grown_share": _Axis("Grown share", "elements with h/g > 1 (%)", percent=True),
+    **{
+        f"alignment_{of}{suffix}": _Axis(title + where, f"cosine of {part} g with\nthe gradient of {samples} samples")
+        for of, title, part, samples in (
+            ("noisy", "Alignment with noisy", "down-weighted", "noisy"),
+            ("clean", "Alignment with clean", "down-weighted", "clean"),
+            ("random", "Random set with noisy", "random elements of", "noisy"),
+        )
+        for suffix, where in (("", ""), ("_per_tensor", ", by tensor"))
+    },
+    # Of the gradients that a method with two passes took itself, by its own mask, as means over the epoch's steps.
+    "running_downweighted_share": _Axis("Down-weighted, in steps", "elements of the method's mask (%)", percent=True),
+    "running_cosine": _Axis("Cosine of g and h", "gradients at w and w + eps"),
+    "running_gradient_norm": _Axis("Gradient norm", "at w"),
+    "running_perturbed_gradient_norm": _Axis("Perturbed gradient norm", "at w + eps"),
+    "running_perturbation_norm": _Axis("Perturbation norm", "norm of eps"),
     "learning_rate": _Axis("Learning rate", "learning rate"),
     "alpha": _Axis("Alpha", "alpha"),
     "rho": _Axis("Rho", "rho"),
@@ -181,6 +199,96 @@ def _over_seeds(
     table = np.array([[points[epoch] for epoch in epochs] for points in values])
     deviation = table.std(axis=0, ddof=1) if len(table) > 1 else None
     return np.array(epochs), table.mean(axis=0), deviation
+
+
+def layers(
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    path: str | Path,
+    quantity: str = "downweighted",
+    title: str | None = None,
+) -> None:
+    """Draw a quantity of every parameter over epochs as heat maps into a PNG or PDF file.
+
+    Args:
+        runs: For every label the runs of its seeds; a run is the records of its `analysis.jsonl`.
+        path: A file name that ends in .png (200 dpi) or .pdf.
+        quantity: turned, downweighted, grown or alignment_noisy.
+        title: Of the whole figure.
+
+    Raises:
+        ValueError: No run has the quantity, or the file's ending is another.
+    """
+    save(layers_figure(runs, quantity, title), path)
+
+
+def layers_figure(
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    quantity: str = "downweighted",
+    title: str | None = None,
+) -> "Figure":
+    """Return the figure that `layers` saves: one heat map a label, the mean over its seeds."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    maps = {}
+    for label, seeds in runs.items():
+        # The mean of each parameter by the rule of the curves: over epochs that all seeds have.
+        names = dict.fromkeys(name for run in seeds for row in run for name in row["leaves"])
+        of_name = {
+            name: _over_seeds(
+                [[{"epoch": row["epoch"]} | row["leaves"].get(name, {}) for row in run] for run in seeds], quantity
+            )
+            for name in names
+        }
+        if of_name := {name: line for name, line in of_name.items() if line is not None}:
+            maps[label] = of_name
+    if not maps:
+        raise ValueError(f"none of the runs has {quantity} by parameter: there is nothing to draw.")
+    percent = quantity != "alignment_noisy"
+    scale = 100 if percent else 1
+    # All rows of all maps, so that a parameter stands at one height.
+    names = list(dict.fromkeys(name for of_name in maps.values() for name in of_name))
+    height = max(2.6, 0.135 * len(names) + 1.2)
+    figure = Figure(figsize=(2.6 + 2.9 * len(maps), height), layout="constrained")
+    axes = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
+    values = np.concatenate([scale * line[1] for of_name in maps.values() for line in of_name.values()])
+    # A share from 0, which is none; a cosine about 0, which is neither with nor against.
+    top = max(np.abs(values).max(), 1e-9)
+    bottom, colours = (0, "viridis") if percent else (-top, "RdBu_r")
+    for panel, (label, of_name) in zip(axes, maps.items(), strict=True):
+        epochs = np.unique(np.concatenate([line[0] for line in of_name.values()]))
+        table = np.full((len(names), len(epochs)), np.nan)
+        for name, (at, mean, _) in of_name.items():
+            table[names.index(name), np.searchsorted(epochs, at)] = scale * mean
+        image = panel.pcolormesh(_edges(epochs), np.arange(len(names) + 1), table, vmin=bottom, vmax=top, cmap=colours)
+        panel.set_title(label, fontsize=_FONT + 1, loc="left", fontweight="bold")
+        panel.set_xlabel("epoch", fontsize=_FONT)
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+        panel.tick_params(labelsize=_FONT - 1)
+        panel.tick_params(axis="y", length=0, labelsize=_FONT - 2)
+    axes[0].set_yticks(np.arange(len(names)) + 0.5, names)
+    axes[0].invert_yaxis()
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30)
+    bar.set_label(_LAYERS[quantity], fontsize=_FONT)
+    bar.ax.tick_params(labelsize=_FONT - 1)
+    if title:
+        figure.suptitle(title, fontsize=_FONT + 2)
+    return figure
+
+
+# What a colour means.
+_LAYERS = {
+    "turned": "elements with h/g < 0 (%)",
+    "downweighted": "elements with 0 < h/g < 1 (%)",
+    "grown": "elements with h/g > 1 (%)",
+    "alignment_noisy": "cosine of down-weighted g with the gradient of noisy samples",
+}
+
+
+def _edges(epochs: np.ndarray) -> np.ndarray:
+    """Return the edges of cells that have their epochs in the middle."""
+    middles = (epochs[1:] + epochs[:-1]) / 2
+    return np.concatenate([[epochs[0] - 0.5], middles, [epochs[-1] + 0.5]])
 
 
 def transition_figure(

@@ -4,6 +4,7 @@ config.json       the resolved configuration
 environment.json  command, versions, device, commit
 noise.json, .png  the audit of the label noise
 metrics.jsonl     one line an epoch
+analysis.jsonl    with --analyse-batches, one line an epoch: the gradient's shares and alignment by parameter
 curves.png        the same as a figure
 tensorboard/      the same as scalars
 checkpoints/      the newest two
@@ -214,6 +215,9 @@ def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, resume: bo
     if config.sample_history:
         dataset = prepared.dataset
         recorder = memorization.Recorder(folder, dataset.train, dataset.num_classes, last_epoch=trainer.epoch)
+    if config.analyse_batches:
+        kept = [a for a in files.read_json_lines(folder / "analysis.jsonl") if resume and a["epoch"] <= trainer.epoch]
+        files.write_json_lines(folder / "analysis.jsonl", kept)
     board = logs.TensorBoard(folder / "tensorboard", purge_step=trainer.step + 1 if resume else None)
     progress = logs.progress(folder.name, config.epochs, steps, trainer.step)
     schedules = methods.hyperparameters(config, steps, prepared.dataset.num_classes)
@@ -233,6 +237,10 @@ def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, resume: bo
                     break
                 trained = time.monotonic() - started
                 epoch = trainer.epoch
+                analysed = {}
+                if config.analyse_batches:
+                    analysed, leaves = trainer.analyse_gradients()
+                    files.append_json_line(folder / "analysis.jsonl", {"epoch": epoch, "leaves": leaves})
                 due = epoch % config.evaluate_every == 0 or epoch == config.epochs
                 record = {
                     "epoch": epoch,
@@ -241,6 +249,7 @@ def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, resume: bo
                     "rho": _value(schedules.rho, trainer.step - 1),
                     "alpha": _value(schedules.alpha, trainer.step - 1),
                     **training.running_metrics(trainer.state),
+                    **analysed,
                     **measure(trainer, prepared, on_training_set=due, recorder=recorder),
                     "steps_per_second": (trainer.step - first_step) / trained,
                     "seconds": time.monotonic() - started,

@@ -7,6 +7,7 @@ run that goes on from a checkpoint takes the same steps as one that was never st
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from examples.noisy_images import companions, data, methods, models
+from examples.noisy_images import companions, data, gradient_analysis, methods, models
 from examples.noisy_images.config import PAPER, Config
 from examples.noisy_images.data import augmentation, streaming
 from examples.noisy_images.errors import UserError
@@ -94,6 +95,8 @@ class Functions(NamedTuple):
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
     """(network, batch images, batch labels) -> losses against given labels, predicted labels."""
     start_epoch: Callable[[State], State]
+    analyse: Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
+    """(network, seed, step, batch images, batch labels, noisy ones) -> what `gradient_analysis.measure` returns."""
 
 
 # Settings that the compiled functions do not see: runs that differ in these alone share them.
@@ -111,7 +114,7 @@ _NOT_COMPILED = (
         "workers",
     ),
     *("noise", "rate", "noise_seed", "noise_options", "human_labels", "label_set"),
-    *("seed", "evaluate_every", "checkpoint_every", "sample_history", "scan_epochs"),
+    *("seed", "evaluate_every", "checkpoint_every", "sample_history", "scan_epochs", "analyse_batches"),
 )
 
 
@@ -127,6 +130,11 @@ class Trainer:
         self.config = config
         self.dataset = dataset
         self.steps_per_epoch = len(dataset.train) // config.batch_size
+        if config.analyse_batches > self.steps_per_epoch:
+            raise UserError(
+                f"--analyse-batches {config.analyse_batches} is more than the {self.steps_per_epoch} batches of an "
+                "epoch; choose fewer."
+            )
         spec = Spec(
             num_classes=dataset.num_classes,
             image_shape=tuple(dataset.image_shape),
@@ -200,6 +208,46 @@ class Trainer:
         for _ in range(done, self.steps_per_epoch):
             yield lambda state: functions.train_step(state, self._seed, on_device, order), 1
 
+    def analyse_gradients(self) -> gradient_analysis.Analysis:
+        """Analyse the gradients of the coming epoch's first batches at the current weights; changes nothing.
+
+        The batches are the ones that the next steps take, in the same order, augmentation and dropout: the first of
+        them gives the very gradient of the next step. After the last epoch they are those of one more.
+        """
+        network = self.state.networks[0]
+        split, start = self.dataset.train, self.epoch * self.steps_per_epoch
+        noisy = None if split.clean_labels is None else split.labels != split.clean_labels
+        batches = []
+        for number, (images, positions) in enumerate(self._coming_batches(self.config.analyse_batches)):
+            is_noisy = None if noisy is None else noisy[positions]
+            with self._precision():
+                measured = self._functions.analyse(
+                    network, self._seed, start + number, images, split.labels[positions], is_noisy
+                )
+            batches.append(gradient_analysis.only_known(jax.device_get(measured), is_noisy))
+        return gradient_analysis.average(batches, gradient_analysis.leaf_names(network.params))
+
+    def _coming_batches(self, count: int) -> Iterator[tuple[Any, np.ndarray]]:
+        # Images and positions of the first batches of the epoch after the completed ones.
+        split, size = self.dataset.train, self.config.batch_size
+        if split.streamed:
+            batches = streaming.batches(
+                split,
+                batch_size=size,
+                seed=self.config.seed,
+                epoch=self.epoch,
+                # Processes take longer to start than a few batches to decode; the batches are the same.
+                workers=0,
+                train=True,
+                image_size=split.images.image_size,
+            )
+            with contextlib.closing(batches):
+                yield from itertools.islice(batches, count)
+            return
+        order = np.asarray(epoch_order(self._seed, self.epoch, len(split)))
+        for positions in order[: count * size].reshape(count, size):
+            yield split.images[positions], positions
+
     def evaluate(self, split: data.Split) -> tuple[np.ndarray, np.ndarray]:
         """Return losses against given labels and predicted labels, (N,) each, in evaluation mode."""
         network = self.state.networks[0]
@@ -264,7 +312,7 @@ def check_memory(dataset: data.Dataset) -> None:
 
 
 # Streams of random numbers, each derived from the training seed and a counter of its own.
-_ORDER, _AUGMENTATION, _DROPOUT, _METHOD = range(4)
+_ORDER, _AUGMENTATION, _DROPOUT, _METHOD, _ANALYSIS = range(5)
 
 
 def _key(seed: jax.Array, stream: int, counter: jax.Array | int) -> jax.Array:
@@ -324,12 +372,15 @@ def compiled_functions(config: Config, spec: Spec) -> Functions:
         logits = model(images, train=train, rngs=rngs)
         return logits, nnx.state(model, nnx.BatchStat)
 
-    def train_batch(state: State, seed: jax.Array, images: jax.Array, labels: jax.Array) -> State:
+    def augmented(seed: jax.Array, step: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         images = augmentation.augment(
-            _key(seed, _AUGMENTATION, state.step), images, crop_padding=spec.crop_padding, flip=spec.flip
+            _key(seed, _AUGMENTATION, step), images, crop_padding=spec.crop_padding, flip=spec.flip
         )
-        images = augmentation.normalise(images, spec.mean, spec.std)
-        dropout_key = _key(seed, _DROPOUT, state.step) if config.dropout else None
+        dropout_key = _key(seed, _DROPOUT, step) if config.dropout else None
+        return augmentation.normalise(images, spec.mean, spec.std), dropout_key
+
+    def train_batch(state: State, seed: jax.Array, images: jax.Array, labels: jax.Array) -> State:
+        images, dropout_key = augmented(seed, state.step, images)
 
         def sample_losses(network: Network, params: Any) -> Any:
             logits, statistics = apply(params, network.statistics, images, True, dropout_key)
@@ -394,6 +445,23 @@ def compiled_functions(config: Config, spec: Spec) -> Functions:
         logits, _ = apply(network.params, network.statistics, images, False, None)
         return companions.cross_entropy(logits, labels), jnp.argmax(logits, axis=-1)
 
+    def analyse(
+        network: Network,
+        seed: jax.Array,
+        step: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+        is_noisy: jax.Array | None,
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        images, dropout_key = augmented(seed, step, images)
+
+        def sample_losses(params: Any) -> jax.Array:
+            return sample_loss(apply(params, network.statistics, images, True, dropout_key)[0], labels)
+
+        rho = gradient_analysis.RHO if config.rho is None else config.rho
+        gradients = gradient_analysis.gradients(sample_losses, network.params, is_noisy, rho)
+        return gradient_analysis.measure(gradients, _key(seed, _ANALYSIS, step))
+
     return Functions(
         create=create,
         train_step=jax.jit(train_step, donate_argnums=0),
@@ -401,6 +469,7 @@ def compiled_functions(config: Config, spec: Spec) -> Functions:
         train_batch=jax.jit(train_batch, donate_argnums=0),
         evaluate=jax.jit(evaluate),
         start_epoch=lambda state: state._replace(running=jax.tree.map(jnp.zeros_like, state.running)),
+        analyse=jax.jit(analyse),
     )
 
 
@@ -418,5 +487,5 @@ def running_metrics(state: State) -> dict[str, float]:
     running = jax.device_get(state.running)
     if not running.steps:
         return {}
-    values = {"running_loss": running.loss, "running_accuracy": running.correct} | running.monitored
-    return {name: float(total / running.steps) for name, total in values.items()}
+    values = {"loss": running.loss, "accuracy": running.correct} | running.monitored
+    return {f"running_{name}": float(total / running.steps) for name, total in values.items()}

@@ -59,9 +59,9 @@ def test_every_method_trains_an_epoch(method, tiny, eager):
     assert list(eager(trainer).train_epoch()) == [1, 2, 3]
     values = training.running_metrics(trainer.state)
     assert np.isfinite(list(values.values())).all()
-    assert ("perturbation_norm" in values) == (method != "sgd")
+    assert ("running_perturbation_norm" in values) == (method != "sgd")
     if method != "sgd":
-        assert values["perturbation_norm"] > 0 and 0 < values["downweighted_share"] < 1
+        assert values["running_perturbation_norm"] > 0 and 0 < values["running_downweighted_share"] < 1
     changed = jax.tree.map(
         lambda a, b: bool((a != b).any()), before.networks[0].params, trainer.state.networks[0].params
     )

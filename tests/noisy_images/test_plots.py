@@ -81,7 +81,7 @@ def test_one_seed_has_no_band():
 def test_absent_metrics_are_left_out():
     figure = plots.curves_figure({"SAM": [run(0, known=False)]})
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Test accuracy"]
-    with pytest.raises(ValueError, match="downweighted_share, cosine"):
+    with pytest.raises(ValueError, match="grown_share, running_downweighted_share, running_cosine"):
         plots.curves_figure({"SAM": [run(0)]}, panels=plots.SHARES)
     with pytest.raises(ValueError, match="nothing to draw"):
         plots.curves_figure({"SAM": [[]], "SGD": []})
@@ -106,8 +106,8 @@ def test_a_mean_is_over_the_same_seeds_at_every_epoch():
 
 
 def test_only_accuracies_and_shares_are_percentages():
-    rows = [{"epoch": 1, "running_loss": 0.5, "downweighted_share": 0.4, "cosine": 0.7, "a_metric_of_ones_own": 3.0}]
-    panels = ("running_loss", "downweighted_share", "cosine", "a_metric_of_ones_own")
+    rows = [{"epoch": 1, "running_loss": 0.5, "downweighted_share": 0.4, "running_cosine": 0.7, "own": 3.0}]
+    panels = ("running_loss", "downweighted_share", "running_cosine", "own")
     figure = plots.curves_figure({"SANER": [rows]}, panels=panels)
     values = [axes.get_lines()[0].get_ydata()[0] for axes in figure.axes]
     assert values == pytest.approx([0.5, 40, 0.7, 3.0])

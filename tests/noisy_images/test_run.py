@@ -94,7 +94,8 @@ def test_metrics_one_line_an_epoch(finished):
     assert [(r["epoch"], r["step"]) for r in records] == [(1, 3), (2, 6), (3, 9), (4, 12)]
     every = {
         *("epoch", "step", "learning_rate", "rho", "alpha", "running_loss", "running_accuracy"),
-        *("downweighted_share", "cosine", "gradient_norm", "perturbed_gradient_norm", "perturbation_norm"),
+        *("running_downweighted_share", "running_cosine", "running_gradient_norm"),
+        *("running_perturbed_gradient_norm", "running_perturbation_norm"),
         *("test_accuracy", "test_loss", "heldout_accuracy", *TIMES),
     }
     on_training_set = {
@@ -110,7 +111,7 @@ def test_metrics_one_line_an_epoch(finished):
     assert [r["alpha"] for r in records] == [0.25, 0.5, 0.5, 0.5]
     assert [r["learning_rate"] for r in records] == pytest.approx([0.1, 0.1, 0.01, 0.001], rel=1e-5)
     assert [r["rho"] for r in records] == [0.2] * 4
-    assert [r["perturbation_norm"] for r in records] == pytest.approx([0.2] * 4, rel=1e-4)
+    assert [r["running_perturbation_norm"] for r in records] == pytest.approx([0.2] * 4, rel=1e-4)
 
 
 def test_noise_is_audited(finished):
@@ -227,7 +228,7 @@ def test_metrics_that_need_true_labels_are_absent_without_them(npz, config, tmp_
     summary = run.train(unknown, tmp_path / "run")
     (record,) = files.read_json_lines(tmp_path / "run" / "metrics.jsonl")
     assert record["train_accuracy"] >= 0
-    names = ("noisy_accuracy", "clean_accuracy", "gap", "true_accuracy_on_noisy", "heldout_accuracy", "cosine")
+    names = ("noisy_accuracy", "clean_accuracy", "gap", "true_accuracy_on_noisy", "heldout_accuracy")
     assert not any(name in record for name in names)
     assert summary["actual_rate"] is None and "chosen_test_accuracy" not in summary
     assert not any("noisy" in name or "clean" in name or "gap" in name for name in summary)
