@@ -11,11 +11,14 @@ from typing import Any
 
 import tyro
 
-from examples.noisy_images import comparison
-from examples.noisy_images.config import PAPER, Config
-from examples.noisy_images.errors import UserError
+from examples.noisy_images import comparison, presets
+from examples.noisy_images.config import PAPER, Config, run_name
+from examples.noisy_images.errors import Interrupted, UserError
+from examples.noisy_images.paper import Circumstances
+from examples.noisy_images.presets import Scale, Selection
 
 RUNS = Path("runs")
+PAPER_RUNS = RUNS / "paper"
 Options = tyro.conf.OmitArgPrefixes
 
 
@@ -58,7 +61,7 @@ def train(
     Args:
         config: The run.
         seeds: Several training seeds, one run each; overrides --seed.
-        name: Folder of the run; made from data set, noise, method, model and seed if not given.
+        name: Folder of the run; made from all settings that are not the paper's if not given.
         out: Folder of all runs.
     """
     from examples.noisy_images import run
@@ -113,6 +116,33 @@ def plot(
     comparison.plot(folders, output, by, figure)
 
 
+def paper(
+    preset: tyro.conf.Positional[str],
+    selection: Options[Selection] = presets.ALL,
+    scale: Options[Scale] = presets.FULL,
+    circumstances: Options[Circumstances] = Circumstances(),  # noqa: B008
+    out: Path = PAPER_RUNS,
+    shard: str = "1/1",
+    dry_run: bool = False,
+    estimate: bool = True,
+) -> None:
+    """Run what a table or a figure of the paper is made of; what is complete is left, what was cut off goes on.
+
+    Args:
+        preset: table1 to table7 or figure1 to figure7.
+        selection: Part of the preset.
+        scale: Changes of the paper's protocol.
+        circumstances: Files, and how runs are carried out.
+        out: Folder of all runs of all presets.
+        shard: Part i/n of the runs, counted from 1: start one of the n parts in each process or on each machine.
+        dry_run: Only say which runs there are, how far they are and how long the rest takes.
+        estimate: Time a few steps of every kind of run first, to say how long the preset takes.
+    """
+    from examples.noisy_images import paper
+
+    paper.carry_out(preset, selection, scale, circumstances, out, shard, dry_run, estimate)
+
+
 def noise(config: Options[Config] = PAPER, folder: Path | None = None) -> None:
     """Inspect the label noise of a configuration without training: rates, transition matrix, figure.
 
@@ -165,6 +195,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "resume": resume,
     "evaluate": evaluate,
     "plot": plot,
+    "paper": paper,
     "noise": noise,
     "prepare": prepare,
     "list": list_names,
@@ -190,10 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_say(f"error: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted.", 130))
-    except Exception as error:
-        # Named here without an import, so that --help does not wait for JAX.
-        if type(error).__name__ != "Interrupted":
-            raise
+    except Interrupted as error:
         sys.exit(_say(str(error), 130))
 
 
@@ -214,12 +242,6 @@ def keep_compiled_programs() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "saner_jax" / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
-
-
-def run_name(config: Config) -> str:
-    """Return the name of a run's folder."""
-    labels = config.noise if config.noise in ("none", "real") else f"{config.noise}{config.rate:g}"
-    return f"{config.dataset}-{labels}-{config.method}-{config.model}-seed{config.seed}"
 
 
 def show_summary(summary: dict[str, Any], folder: Path) -> None:

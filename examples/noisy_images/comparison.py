@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +143,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
-def spread(summaries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return mean and standard deviation over seeds (n - 1; absent for one seed) of every reported number."""
+def spread(runs: Sequence[Mapping[str, Any]], names: Iterable[str] = COLUMNS) -> dict[str, dict[str, float]]:
+    """Return mean and standard deviation over seeds (n - 1; absent for one seed) of every number that runs have."""
     result = {}
-    for name in COLUMNS:
-        values = [s[name] for s in summaries if name in s]
+    for name in names:
+        values = [one[name] for one in runs if name in one]
         if values:
             result[name] = {"mean": statistics.fmean(values)}
             if len(values) > 1:
@@ -155,12 +155,12 @@ def spread(summaries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]
     return result
 
 
-def cell(value: Mapping[str, float] | None) -> str:
+def cell(value: Mapping[str, float] | None, digits: int = 1) -> str:
     """Return a mean and its spread in percent."""
     if value is None:
         return ""
-    spread = f" ± {100 * value['std']:.1f}" if "std" in value else ""
-    return f"{100 * value['mean']:.1f}{spread}"
+    spread = f" ± {100 * value['std']:.{digits}f}" if "std" in value else ""
+    return f"{100 * value['mean']:.{digits}f}{spread}"
 
 
 def markdown(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,19 @@ class Config:
 # The paper's protocol for ResNet-18 on CIFAR-10.
 PAPER = Config()
 
+# Where a run finds its files, how it is carried out and what is looked at on the way: runs that differ in these alone
+# train alike, step for step.
+CIRCUMSTANCES = (
+    "data_dir",
+    "validation_dir",
+    "human_labels",
+    "skip_corrupt",
+    "workers",
+    "evaluate_every",
+    "checkpoint_every",
+    "scan_epochs",
+)
+
 CHOICES = {
     "noise": KINDS,
     "padding": ("torch", "same"),
@@ -238,23 +252,44 @@ def read(path: Path) -> Config:
         raise UserError(f"{path} is not valid JSON ({error}); restore it or start the run again.") from error
 
 
-def differences(ours: Config, theirs: Config) -> list[str]:
+def differences(ours: Config, theirs: Config, ignoring: Collection[str] = ()) -> list[str]:
     """Say which settings differ, each as `name: ours, theirs`."""
     return [
         f"{field.name}: {getattr(ours, field.name)!r} here, {getattr(theirs, field.name)!r} there"
         for field in dataclasses.fields(Config)
-        if getattr(ours, field.name) != getattr(theirs, field.name)
+        if field.name not in ignoring and getattr(ours, field.name) != getattr(theirs, field.name)
     ]
 
 
-def check_same_run(config: Config, folder: Path) -> None:
-    """Raise if the folder holds a run of another"""
+def check_same_run(config: Config, folder: Path, ignoring: Collection[str] = ()) -> None:
+    """Raise if the folder holds a run of another configuration."""
     if not (folder / "config.json").exists():
         return
-    if different := differences(config, read(folder / "config.json")):
+    if different := differences(config, read(folder / "config.json"), ignoring):
         raise UserError(
             f"{folder} already holds a run of another configuration ({'; '.join(different)}): choose another --name."
         )
+
+
+def run_name(config: Config) -> str:
+    """Return the name of a run's folder: what it trains on what, and every setting that is not the paper's.
+
+    >>> run_name(Config(noise="none", epochs=30, augment=False))
+    'cifar10-none-saner-resnet18-no_augment-epochs=30-seed0'
+    """
+    labels = config.noise if config.noise in ("none", "real") else f"{config.noise}{config.rate:g}"
+    named = {"dataset", "noise", "rate", "method", "model", "seed", *CIRCUMSTANCES}
+    others = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
+    others |= dataclasses.asdict(others.pop("noise_options"))
+    usual = vars(PAPER) | dataclasses.asdict(PAPER.noise_options)
+    changed = [_named(name, value) for name, value in others.items() if name not in named and value != usual[name]]
+    return "-".join([config.dataset, labels, config.method, config.model, *changed, f"seed{config.seed}"])
+
+
+def _named(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return name if value else f"no_{name}"
+    return f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def _option(field: str) -> str:

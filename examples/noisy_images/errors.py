@@ -8,6 +8,10 @@ class UserError(Exception):
     """An error that the command line prints as one line, without a traceback, with exit status 2."""
 
 
+class Interrupted(Exception):
+    """Work was asked to stop and has saved where it stands; the command line prints how to go on, exit status 130."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a name that does not exist: the nearest names first, then all of them."""
     names = sorted(known)

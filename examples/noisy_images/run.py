@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 from examples.noisy_images import config as configuration
-from examples.noisy_images import data, files, logs, memorization, methods, metrics, models, noise, training
+from examples.noisy_images import data, errors, files, logs, memorization, methods, metrics, models, noise, training
 from examples.noisy_images.checkpoints import Checkpoints
 from examples.noisy_images.config import Config
 from examples.noisy_images.data import human_labels
@@ -38,7 +38,7 @@ from examples.noisy_images.errors import UserError, unknown_name
 VERSIONED = ("saner_jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
 
 
-class Interrupted(Exception):
+class Interrupted(errors.Interrupted):
     """Training was asked to stop and has saved where it stands."""
 
     def __init__(self, folder: Path, step: int):
@@ -344,6 +344,11 @@ def _stop_requests() -> Iterator[Any]:
             signal.signal(signum, handler)
 
 
+def command() -> str:
+    """Return the command line that this process was started with."""
+    return shlex.join(["python", "-m", "examples.noisy_images", *sys.argv[1:]])
+
+
 def environment() -> dict[str, Any]:
     """Return what a result has to be read beside: command, versions, device, commit."""
     versions = {"python": platform.python_version()}
@@ -354,7 +359,7 @@ def environment() -> dict[str, Any]:
             versions[package] = None
     device = jax.devices()[0]
     return {
-        "command": shlex.join(["python", "-m", "examples.noisy_images", *sys.argv[1:]]),
+        "command": command(),
         "versions": versions,
         "platform": device.platform,
         "device": device.device_kind if device.platform != "cpu" else _processor(),
