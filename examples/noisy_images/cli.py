@@ -143,6 +143,27 @@ def paper(
     paper.carry_out(preset, selection, scale, circumstances, out, shard, dry_run, estimate)
 
 
+def report(
+    preset: tyro.conf.Positional[str],
+    selection: Options[Selection] = presets.ALL,
+    scale: Options[Scale] = presets.FULL,
+    out: Path = PAPER_RUNS,
+    output: Path | None = None,
+) -> None:
+    """Write a table or a figure of the paper from the runs that are there, as Markdown, CSV and a picture.
+
+    Args:
+        preset: table1 to table7 or figure1 to figure7.
+        selection: Part of the preset.
+        scale: Changes of the paper's protocol that the runs were made with.
+        out: Folder of all runs.
+        output: Folder of the report; `reports` in the folder of the runs if not given.
+    """
+    from examples.noisy_images import report
+
+    report.write(preset, selection, scale, out, output or out / "reports")
+
+
 def noise(config: Options[Config] = PAPER, folder: Path | None = None) -> None:
     """Inspect the label noise of a configuration without training: rates, transition matrix, figure.
 
@@ -196,6 +217,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "plot": plot,
     "paper": paper,
+    "report": report,
     "noise": noise,
     "prepare": prepare,
     "list": list_names,

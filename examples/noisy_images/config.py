@@ -163,6 +163,8 @@ CIRCUMSTANCES = (
     "evaluate_every",
     "checkpoint_every",
     "scan_epochs",
+    "sample_history",
+    "analyse_batches",
 )
 
 CHOICES = {

@@ -6,6 +6,7 @@ complete or absent.
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +30,9 @@ FIGURES_5_TO_7 = ("noisy_accuracy", "gap", "test_accuracy", "generalization_gap"
 SHARES = ("turned_share", "downweighted_share", "grown_share", "running_downweighted_share", "running_cosine")
 
 
-class _Axis(NamedTuple):
+class Axis(NamedTuple):
+    """How a metric is named and scaled."""
+
     title: str
     label: str
     percent: bool = False
@@ -37,25 +40,25 @@ class _Axis(NamedTuple):
 
 # A title says what is plotted, a label on which samples, against which labels, in which unit.
 _AXES = {
-    "noisy_accuracy": _Axis("Noisy accuracy", "relabelled training\nsamples, given labels (%)", percent=True),
-    "clean_accuracy": _Axis("Clean accuracy", "untouched training samples (%)", percent=True),
-    "gap": _Axis("Gap", "clean minus noisy\naccuracy (points)", percent=True),
-    "true_accuracy_on_noisy": _Axis(
+    "noisy_accuracy": Axis("Noisy accuracy", "relabelled training\nsamples, given labels (%)", percent=True),
+    "clean_accuracy": Axis("Clean accuracy", "untouched training samples (%)", percent=True),
+    "gap": Axis("Gap", "clean minus noisy\naccuracy (points)", percent=True),
+    "true_accuracy_on_noisy": Axis(
         "True accuracy on noisy", "relabelled training\nsamples, true labels (%)", percent=True
     ),
-    "train_accuracy": _Axis("Training accuracy", "all training samples,\ngiven labels (%)", percent=True),
-    "test_accuracy": _Axis("Test accuracy", "test samples (%)", percent=True),
-    "heldout_accuracy": _Axis("Held-out accuracy", "held-out training samples,\ngiven labels (%)", percent=True),
-    "running_accuracy": _Axis("Running accuracy", "training mode,\ngiven labels (%)", percent=True),
-    "generalization_gap": _Axis("Generalization gap", "training minus test\naccuracy (points)", percent=True),
-    "train_loss": _Axis("Training loss", "all training samples,\ngiven labels"),
-    "test_loss": _Axis("Test loss", "test samples"),
-    "running_loss": _Axis("Running loss", "training mode, given labels"),
-    "turned_share": _Axis("Turned share", "elements with h/g < 0 (%)", percent=True),
-    "downweighted_share": _Axis("Down-weighted share", "elements with 0 < h/g < 1 (%)", percent=True),
-    "grown_share": _Axis("Grown share", "elements with h/g > 1 (%)", percent=True),
+    "train_accuracy": Axis("Training accuracy", "all training samples,\ngiven labels (%)", percent=True),
+    "test_accuracy": Axis("Test accuracy", "test samples (%)", percent=True),
+    "heldout_accuracy": Axis("Held-out accuracy", "held-out training samples,\ngiven labels (%)", percent=True),
+    "running_accuracy": Axis("Running accuracy", "training mode,\ngiven labels (%)", percent=True),
+    "generalization_gap": Axis("Generalization gap", "training minus test\naccuracy (points)", percent=True),
+    "train_loss": Axis("Training loss", "all training samples,\ngiven labels"),
+    "test_loss": Axis("Test loss", "test samples"),
+    "running_loss": Axis("Running loss", "training mode, given labels"),
+    "turned_share": Axis("Turned share", "elements with h/g < 0 (%)", percent=True),
+    "downweighted_share": Axis("Down-weighted share", "elements with 0 < h/g < 1 (%)", percent=True),
+    "grown_share": Axis("Grown share", "elements with h/g > 1 (%)", percent=True),
     **{
-        f"alignment_{of}{suffix}": _Axis(title + where, f"cosine of {part} g with\nthe gradient of {samples} samples")
+        f"alignment_{of}{suffix}": Axis(title + where, f"cosine of {part} g with\nthe gradient of {samples} samples")
         for of, title, part, samples in (
             ("noisy", "Alignment with noisy", "down-weighted", "noisy"),
             ("clean", "Alignment with clean", "down-weighted", "clean"),
@@ -64,14 +67,14 @@ _AXES = {
         for suffix, where in (("", ""), ("_per_tensor", ", by tensor"))
     },
     # Of the gradients that a method with two passes took itself, by its own mask, as means over the epoch's steps.
-    "running_downweighted_share": _Axis("Down-weighted, in steps", "elements of the method's mask (%)", percent=True),
-    "running_cosine": _Axis("Cosine of g and h", "gradients at w and w + eps"),
-    "running_gradient_norm": _Axis("Gradient norm", "at w"),
-    "running_perturbed_gradient_norm": _Axis("Perturbed gradient norm", "at w + eps"),
-    "running_perturbation_norm": _Axis("Perturbation norm", "norm of eps"),
-    "learning_rate": _Axis("Learning rate", "learning rate"),
-    "alpha": _Axis("Alpha", "alpha"),
-    "rho": _Axis("Rho", "rho"),
+    "running_downweighted_share": Axis("Down-weighted, in steps", "elements of the method's mask (%)", percent=True),
+    "running_cosine": Axis("Cosine of g and h", "gradients at w and w + eps"),
+    "running_gradient_norm": Axis("Gradient norm", "at w"),
+    "running_perturbed_gradient_norm": Axis("Perturbed gradient norm", "at w + eps"),
+    "running_perturbation_norm": Axis("Perturbation norm", "norm of eps"),
+    "learning_rate": Axis("Learning rate", "learning rate"),
+    "alpha": Axis("Alpha", "alpha"),
+    "rho": Axis("Rho", "rho"),
 }
 
 # Okabe and Ito's colours in an order of falling contrast with white, without yellow, which vanishes in print.
@@ -81,6 +84,12 @@ _STYLES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9,
 
 _FONT = 9
 _FEW_POINTS = 12
+
+
+def axis(metric: str) -> Axis:
+    """Return how a metric is named and scaled, known or not."""
+    words = metric.replace("_", " ")
+    return _AXES.get(metric, Axis(words.capitalize(), words))
 
 
 def curves(
@@ -133,8 +142,8 @@ def curves_figure(
     handles = {}
     for position, (panel, by_label) in enumerate(lines.items()):
         axes = figure.add_subplot(rows, columns, position + 1)
-        axis = _AXES.get(panel, _Axis(panel.replace("_", " ").capitalize(), panel.replace("_", " ")))
-        scale = 100 if axis.percent else 1
+        its_axis = axis(panel)
+        scale = 100 if its_axis.percent else 1
         for order, (label, (epochs, mean, deviation)) in enumerate(by_label.items()):
             colour, style = styles[label]
             (handles[label],) = axes.plot(
@@ -151,8 +160,8 @@ def curves_figure(
             if deviation is not None:
                 low, high = scale * (mean - deviation), scale * (mean + deviation)
                 axes.fill_between(epochs, low, high, color=colour, alpha=0.25, linewidth=0, zorder=2)
-        axes.set_title(axis.title, fontsize=_FONT + 1, loc="left", fontweight="bold")
-        axes.set_ylabel(axis.label, fontsize=_FONT)
+        axes.set_title(its_axis.title, fontsize=_FONT + 1, loc="left", fontweight="bold")
+        axes.set_ylabel(its_axis.label, fontsize=_FONT)
         axes.set_xlabel("epoch", fontsize=_FONT)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=(1, 2, 2.5, 5, 10)))
@@ -176,7 +185,7 @@ def curves_figure(
         title_fontsize=_FONT - 1,
     )
     if title:
-        figure.suptitle(title, fontsize=_FONT + 2)
+        _head(figure, title)
     return figure
 
 
@@ -355,6 +364,12 @@ def transition_figure(
     bars.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=text + 1)
     return figure
+
+
+def _head(figure: "Figure", title: str) -> None:
+    # Broken where the figure ends: a letter of this size is about a thirteenth of an inch wide.
+    lines = [textwrap.fill(line, int(13 * figure.get_figwidth())) for line in title.splitlines()]
+    figure.suptitle("\n".join(lines), fontsize=_FONT + 2)
 
 
 def _shortened(name: str) -> str:

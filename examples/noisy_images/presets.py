@@ -280,14 +280,18 @@ def cells(name: str, selection: Selection = ALL, scale: Scale = FULL) -> list[Ce
 
 def described(name: str, selection: Selection = ALL, scale: Scale = FULL) -> str:
     """Return the title of a preset, with all that its runs change of the paper's protocol."""
+    words = changes(name, selection, scale)
+    return title(name) + (f" (shrunken: {', '.join(words)})" if words else "")
+
+
+def changes(name: str, selection: Selection = ALL, scale: Scale = FULL) -> list[str]:
+    """Say what a scale changes of the paper's protocol; an option that says what the paper does changes nothing."""
     full = [cell.config for cell in _selected(name, selection)]
-    words = [
+    return [
         change.words(getattr(scale, option))
         for option, change in _CHANGES.items()
-        # An option that says what the paper does changes nothing.
         if any(_changed(config, scale, (option,)) != config for config in full)
     ]
-    return title(name) + (f" (shrunken: {', '.join(words)})" if words else "")
 
 
 def _selected(name: str, selection: Selection) -> list[Cell]:
