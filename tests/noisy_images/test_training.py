@@ -363,7 +363,9 @@ def test_running_values_are_means_over_the_epoch_so_far(tiny, train):
         trainer = train(config, dataset, steps=steps)
         losses.append(training.running_metrics(trainer.state)["running_loss"] * steps - sum(losses))
         shares.append(float(methods.monitored(trainer.state.networks[0].opt_state).downweighted_share))
-    assert training.running_metrics(trainer.state)["running_downweighted_share"] == pytest.approx(np.mean(shares), rel=1e-5)
+    assert training.running_metrics(trainer.state)["running_downweighted_share"] == pytest.approx(
+        np.mean(shares), rel=1e-5
+    )
     plain = Plain(config, dataset, saner_jax.saner(0.2, 0.9))
     for step in range(3):
         images, labels, key = plain.batch(step)
