@@ -1,0 +1,1 @@
+"""What the paper proves about SAM under label noise (section 3.2), as scripts that run in seconds on a CPU."""
