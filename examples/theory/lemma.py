@@ -37,19 +37,21 @@ logits are so negative that R rounds to 1, and where ``z1 + z2`` is small. The p
 import decimal
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import tyro
 
 from examples.noisy_images import plots
+from examples.noisy_images.errors import UserError
+from examples.theory import command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-RESULTS = Path("examples/theory/results")
+# Along each axis of a plot.
+FIGURE_POINTS = 200
 # A value is called wrong when fewer than three of its digits are right.
 TOLERANCE = 1e-3
 
@@ -134,13 +136,10 @@ EXTREMES = tuple(
 
 def check_extremes() -> Grid:
     """Compare the lemma with the corners of what float64 can hold, evaluated with a thousand digits."""
-    inside = [point for point in EXTREMES if point[0] > point[1] - point[2]]
-    outside = [point for point in EXTREMES if point[0] < point[1] - point[2]]
+    inside = [exact(z1, z2, c) for z1, z2, c in EXTREMES if z1 > z2 - c]
+    outside = [exact(z1, z2, c) for z1, z2, c in EXTREMES if z1 < z2 - c]
     return Grid(
-        len(inside),
-        sum(not 0 < exact(*point) < 1 for point in inside),
-        len(outside),
-        sum(not exact(*point) > 1 for point in outside),
+        len(inside), sum(not 0 < value < 1 for value in inside), len(outside), sum(not value > 1 for value in outside)
     )
 
 
@@ -223,7 +222,7 @@ def _draw_both_logits(axes: "Axes", points: int) -> None:
 
 
 def _draw_breakdown(axes: "Axes", dtype: Any, points: int) -> "list[Patch]":
-    """Where the fraction is right, wrong, at least 1, or not positive, on ``z1 = z2``; returns the key of its shades."""
+    """Where the fraction is right, wrong, 1 or more, or not positive, on ``z1 = z2``; returns the key of the shades."""
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
@@ -254,13 +253,15 @@ def _label(axes: "Axes", title: str, x: str, y: str) -> None:
 EXAMPLES = ((-1.0, -1.0, 20.0), (-20.0, -20.0, 1.0), (-1e-8, -1e-8, 1.0), (-1.0, -1.0, 40.0), (-40.0, -40.0, 1.0))
 
 
-def main(output: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = RESULTS, points: int = 80) -> None:
+def main(output: Path = command.RESULTS, points: int = 80) -> None:
     """Check Lemma 3.1 on a grid and at extremes, and say where floating point breaks it.
 
     Args:
         output: Folder of the figure, lemma.png.
         points: Points of the grids along each of three axes.
     """
+    if points < 2:
+        raise UserError(f"--points must be at least 2, got {points}.")
     print("Lemma 3.1 (points: of which contradict it)")
     print(f"{'':34}{'z1 > z2 - C: 0 < R < 1':>24}{'z1 < z2 - C: R > 1':>24}")
     for name, grid in (("grid, float64", check(points)), ("extremes, 1000 digits", check_extremes())):
@@ -280,7 +281,9 @@ def main(output: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = RESULTS, poi
         print(f"  {name:32}{shares}{row.worst:>14.1e}")
 
     print("\nExamples")
-    print(f"{'z1':>8}{'z2':>8}{'C':>5}{'float32':>13}{'float64':>13}{'product, float32':>18}{'exact':>13}{'exact 1 - R':>13}")
+    print(
+        f"{'z1':>8}{'z2':>8}{'C':>5}{'float32':>13}{'float64':>13}{'product, float32':>18}{'exact R':>13}{'1 - R':>13}"
+    )
     for point in EXAMPLES:
         narrow, true = [np.float32(value) for value in point], exact(*point)
         z1, z2, c = (f"{value:g}" for value in point)
@@ -290,9 +293,9 @@ def main(output: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = RESULTS, poi
         )
 
     path = output / "lemma.png"
-    plots.save(figure(max(points, 200)), path)
+    plots.save(figure(FIGURE_POINTS), path)
     print(f"\nwritten: {path}")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run("lemma", main)
