@@ -420,9 +420,13 @@ def memorization(problem: Problem, method: str, seeds: int) -> np.ndarray:
 
 def _print_memorization(name: str, rows: np.ndarray, base: np.ndarray) -> None:
     (steps, margins), over = rows.T, rows[:, 0] / base[:, 0]
-    # The standard deviation of one seed is not defined and left out.
-    spreads = [f" +- {each.std(ddof=1):<5.3g}" if len(each) > 1 else "" for each in (steps, over, margins)]
-    print(f"  {name:26}{steps.mean():7.0f}{spreads[0]}{over.mean():8.2f}{spreads[1]}{margins.mean():8.2f}{spreads[2]}")
+    columns = (_spread(steps, 0), _spread(over, 2), _spread(margins, 2))
+    print(f"  {name:24}" + "".join(f"{column:>16}" for column in columns))
+
+
+def _spread(values: np.ndarray, digits: int) -> str:
+    # One seed has no standard deviation.
+    return f"{values.mean():.{digits}f}" + (f" +- {values.std(ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":
