@@ -16,8 +16,8 @@ Once the class is learned both logits are negative: the clean sample is fitted, 
 dominates ``g``. That is the transitional phase, for which Lemma 3.1 puts ``r = h / g`` between 0 and 1 as long as
 ``z1 > z2 - C``: what the noise dominates shrinks (see ``examples/theory/lemma.py``).
 
-The data are our choice, made so that the lemma applies to a whole training run. Every input has three parts, of lengths
-``class_size``, ``shared_size`` and ``own_size``:
+The data are our choice, made so that ``h / g`` is the fraction of the lemma all through a training run. Every input has
+three parts, of lengths ``class_size``, ``shared_size`` and ``own_size``:
 
 * a class feature, plus or minus one by the true class: all samples have it, and clean ones of both classes teach it;
 * for every mislabelled sample a feature that it shares with one clean sample of its class, and with no other;
@@ -53,7 +53,7 @@ class Problem:
     """The data set and how it is trained on."""
 
     samples: int = 100
-    """Samples, half of each class up to one."""
+    """Samples, about half of each class."""
     noisy: int = 30
     """Mislabelled samples; as many clean ones are their partners."""
     dimension: int = 200
