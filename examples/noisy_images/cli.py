@@ -164,6 +164,32 @@ def report(
     report.write(preset, selection, scale, out, output or out / "reports")
 
 
+def rank(
+    folders: tyro.conf.Positional[tuple[Path, ...]],
+    output: Path | None = None,
+    score: str = "mean_loss",
+    top: int = 64,
+    cross_validate: int | None = None,
+) -> None:
+    """Rank a run's training samples by how likely their given label is wrong.
+
+    Args:
+        folders: Folder of a run, or of several that differ in --seed alone; they average their ranks.
+        output: Where to write; `ranking` in the first run's folder if not given.
+        score: mean_loss, last_loss, disagreement, forgetting_events, first_learned or, with --cross-validate,
+            out_of_sample_loss.
+        top: Number of images on the contact sheet.
+        cross_validate: Number of folds to train, for probabilities of samples that the network never saw.
+    """
+    from examples.noisy_images import ranking
+
+    if not folders:
+        raise UserError("there is nothing to rank: give the folder of a run, or of several.")
+    output = output or folders[0] / "ranking"
+    result = ranking.rank(folders, output, score, top, cross_validate)
+    ranking.show(result, ranking.quality(result), output)
+
+
 def noise(config: Options[Config] = PAPER, folder: Path | None = None) -> None:
     """Inspect the label noise of a configuration without training: rates, transition matrix, figure.
 
@@ -197,8 +223,8 @@ def prepare(dataset: str, data_dir: Path | None = None, archive: Path | None = N
 
 
 def list_names() -> None:
-    """List data sets, noises, models and methods."""
-    from examples.noisy_images import data, methods, models
+    """List data sets, noises, models, methods and scores of suspicion."""
+    from examples.noisy_images import data, methods, models, ranking
     from examples.noisy_images.noise import KINDS
 
     print("data sets:", ", ".join(data.names()))
@@ -209,6 +235,7 @@ def list_names() -> None:
     print("methods:")
     for name, summary in methods.SUMMARIES.items():
         print(f"  {name:18} {summary}")
+    print("scores:   ", ", ".join((*ranking.SCORES, ranking.OUT_OF_SAMPLE)))
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -218,6 +245,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "plot": plot,
     "paper": paper,
     "report": report,
+    "rank": rank,
     "noise": noise,
     "prepare": prepare,
     "list": list_names,

@@ -29,8 +29,12 @@ class Config:
     """Number of test images, class-stratified, for small machines; all if not given."""
     holdout: float = 0.0
     """Share of the noisy training set held out to choose an epoch by."""
+    folds: int | None = None
+    """Number of folds of the noisy training set, class-stratified, one of which is left out; none if not given."""
+    fold: int = 0
+    """Fold that is left out, counted from 0."""
     data_seed: int = 0
-    """Seed of the subsets, of the held-out split and of a test split where the source has none."""
+    """Seed of the subsets, of the held-out split, of the folds and of a test split where the source has none."""
     augment: bool = True
     """Random crop and flip, as the data set has them."""
     crop_padding: int | None = None
@@ -211,6 +215,10 @@ def check(config: Config) -> None:
         value = getattr(config, field)
         if value is not None and not value >= 0:
             raise UserError(f"{_option(field)} must be at least 0, got {value}.")
+    if config.folds is not None and config.folds < 2:
+        raise UserError(f"--folds must be at least 2, got {config.folds}.")
+    if not 0 <= config.fold < (config.folds or 1):
+        raise UserError(f"--fold must be at least 0 and below --folds, got {config.fold} of {config.folds}.")
     # The second network of Co-teaching is initialised from the upper half of the 32-bit seeds.
     if config.seed >= 2**31:
         raise UserError(f"--seed must be below 2**31, got {config.seed}.")

@@ -324,7 +324,7 @@ def transition_figure(
     norm = PowerNorm(1.0 if numbers else 0.5, vmin=0, vmax=top)
     image = heat.imshow(percent, cmap="Blues", norm=norm, aspect="auto", interpolation="nearest")
     ticks = range(0, count, step)
-    names = [_shortened(class_names[index]) for index in ticks]
+    names = [shortened(class_names[index]) for index in ticks]
     heat.set_xticks(ticks, names, fontsize=font, rotation=90 if count > 6 else 0)
     heat.set_yticks(ticks, names, fontsize=font)
     heat.set_xlabel("given class", fontsize=text)
@@ -372,8 +372,30 @@ def _head(figure: "Figure", title: str) -> None:
     figure.suptitle("\n".join(lines), fontsize=_FONT + 2)
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= 22 else name[:20] + "…"
+def contact_sheet_figure(images: Sequence[np.ndarray], captions: Sequence[str], title: str) -> "Figure":
+    """Return a grid of images, uint8 (H, W, 1) or (H, W, 3) each, row by row, with a caption under each."""
+    from matplotlib.figure import Figure
+
+    columns = min(8, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(max(1.3 * columns, 3.3), 1.65 * rows + 0.5), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image, caption in zip(grid.flat, images, captions, strict=False):
+        grey = image.shape[-1] == 1
+        # The smoothing of a photograph would blur a digit of 8 by 8 pixels beyond recognition.
+        smooth = "nearest" if min(image.shape[:2]) < 100 else "antialiased"
+        axes.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=255, interpolation=smooth)
+        axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top", fontsize=_FONT - 2)
+    figure.suptitle("\n".join(textwrap.wrap(title, width=16 * columns)), fontsize=_FONT + 1)
+    return figure
+
+
+def shortened(name: str, most: int = 22) -> str:
+    """Return a name cut to a number of characters."""
+    return name if len(name) <= most else name[: most - 2] + "…"
 
 
 def save(figure: "Figure", path: str | Path) -> None:

@@ -53,6 +53,8 @@ class Prepared:
     dataset: data.Dataset
     heldout: data.Split | None
     audit: noise.Audit | None
+    left_out: data.Split | None = None
+    """Fold that is not trained on, with its noisy labels."""
 
 
 def prepare(config: Config) -> Prepared:
@@ -92,7 +94,10 @@ def prepare(config: Config) -> Prepared:
                 f"--holdout {config.holdout} leaves {len(train) - size} images to train on; choose another."
             )
         heldout, train = train.take(np.sort(order[:size])), train.take(np.sort(order[size:]))
-    return Prepared(dataclasses.replace(dataset, train=train, test=test), heldout, audit)
+    left_out = None
+    if config.folds is not None:
+        train, left_out = data.leave_out_fold(train, config.folds, config.fold, config.data_seed)
+    return Prepared(dataclasses.replace(dataset, train=train, test=test), heldout, audit, left_out)
 
 
 def add_noise(config: Config, dataset: data.Dataset, train: data.Split) -> data.Split:
@@ -163,16 +168,22 @@ def resume(folder: Path) -> dict[str, Any]:
 
 def evaluate(folder: Path) -> dict[str, float]:
     """Return the metrics of a run's newest checkpoint on all its sets."""
+    trainer, prepared = restored(folder)
+    return {"epoch": trainer.epoch} | measure(trainer, prepared, on_training_set=True)
+
+
+def restored(folder: Path) -> tuple[training.Trainer, Prepared]:
+    """Return a run's trainer as it stands in the newest checkpoint, and its data."""
     config = configuration.read(folder / "config.json")
     prepared = prepare(config)
     trainer = training.Trainer(config, prepared.dataset)
     checkpoints = Checkpoints(folder / "checkpoints", config)
-    restored = checkpoints.restore(trainer.state)
-    if restored is None:
+    newest = checkpoints.restore(trainer.state)
+    if newest is None:
         raise UserError(f"{folder} has no checkpoint yet; train it first.")
-    trainer.state = restored[0]
+    trainer.state = newest[0]
     checkpoints.close()
-    return {"epoch": trainer.epoch} | measure(trainer, prepared, on_training_set=True)
+    return trainer, prepared
 
 
 def measure(
@@ -206,8 +217,8 @@ def measure(
 def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, resume: bool) -> dict[str, Any]:
     config, steps = trainer.config, trainer.steps_per_epoch
     checkpoints = Checkpoints(folder / "checkpoints", config)
-    if resume and (restored := checkpoints.restore(trainer.state)):
-        trainer.state = restored[0]
+    if resume and (newest := checkpoints.restore(trainer.state)):
+        trainer.state = newest[0]
     # Epochs that were measured after the checkpoint was written are measured again.
     history = [m for m in files.read_json_lines(folder / "metrics.jsonl") if resume and m["epoch"] <= trainer.epoch]
     files.write_json_lines(folder / "metrics.jsonl", history)

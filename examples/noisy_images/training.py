@@ -94,6 +94,8 @@ class Functions(NamedTuple):
     """(state, seed, batch images, batch labels) -> state, for streamed images."""
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
     """(network, batch images, batch labels) -> losses against given labels, predicted labels."""
+    probabilities: Callable[..., jax.Array]
+    """(network, batch images) -> predicted probabilities, float32 (B, K)."""
     start_epoch: Callable[[State], State]
     analyse: Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
     """(network, seed, step, batch images, batch labels, noisy ones) -> what `gradient_analysis.measure` returns."""
@@ -109,6 +111,8 @@ _NOT_COMPILED = (
         "subset",
         "test_subset",
         "holdout",
+        "folds",
+        "fold",
         "data_seed",
         "skip_corrupt",
         "workers",
@@ -258,6 +262,16 @@ class Trainer:
                 results.append([x[:count] for x in outputs])
         losses, predictions = zip(*jax.device_get(results), strict=True)
         return np.concatenate(losses), np.concatenate(predictions)
+
+    def probabilities(self, split: data.Split) -> np.ndarray:
+        """Return predicted probabilities of every class, float32 (N, K), in evaluation mode."""
+        network = self.state.networks[0]
+        with self._precision():
+            results = [
+                self._functions.probabilities(network, images)[:count]
+                for images, _, count in self._evaluation_batches(split)
+            ]
+        return np.concatenate(jax.device_get(results))
 
     def _evaluation_batches(self, split: data.Split) -> Iterator[tuple[Any, Any, int]]:
         size = min(EVALUATION_BATCH, len(split))
@@ -440,9 +454,12 @@ def compiled_functions(config: Config, spec: Spec) -> Functions:
 
         return jax.lax.scan(body, state, length=spec.steps_per_epoch)[0]
 
-    def evaluate(network: Network, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def evaluation_logits(network: Network, images: jax.Array) -> jax.Array:
         images = augmentation.normalise(images, spec.mean, spec.std)
-        logits, _ = apply(network.params, network.statistics, images, False, None)
+        return apply(network.params, network.statistics, images, False, None)[0]
+
+    def evaluate(network: Network, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = evaluation_logits(network, images)
         return companions.cross_entropy(logits, labels), jnp.argmax(logits, axis=-1)
 
     def analyse(
@@ -462,12 +479,16 @@ def compiled_functions(config: Config, spec: Spec) -> Functions:
         gradients = gradient_analysis.gradients(sample_losses, network.params, is_noisy, rho)
         return gradient_analysis.measure(gradients, _key(seed, _ANALYSIS, step))
 
+    def probabilities(network: Network, images: jax.Array) -> jax.Array:
+        return jax.nn.softmax(evaluation_logits(network, images).astype(jnp.float32))
+
     return Functions(
         create=create,
         train_step=jax.jit(train_step, donate_argnums=0),
         train_epoch=jax.jit(train_epoch, donate_argnums=0),
         train_batch=jax.jit(train_batch, donate_argnums=0),
         evaluate=jax.jit(evaluate),
+        probabilities=jax.jit(probabilities),
         start_epoch=lambda state: state._replace(running=jax.tree.map(jnp.zeros_like, state.running)),
         analyse=jax.jit(analyse),
     )

@@ -125,9 +125,14 @@ def test_help_documents_every_option(command, capsys, monkeypatch):
         fields = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)} - {"--noise-options"}
         assert fields | {"--symmetric-count", "--instance-count"} <= options.keys()
     else:
-        given = {"resume": "PATH", "evaluate": "PATH", "prepare": "--archive", "plot": "--figure", "list": "-h,"}[
-            command
-        ]
+        given = {
+            "resume": "PATH",
+            "evaluate": "PATH",
+            "prepare": "--archive",
+            "plot": "--figure",
+            "rank": "--score",
+            "list": "-h,",
+        }[command]
         assert given in options or given in text
 
 
@@ -179,7 +184,9 @@ def test_train_starts_from_the_papers_protocol(monkeypatch):
 def test_list_names_all_that_exists(capsys):
     cli.main(["list"])
     text = capsys.readouterr().out
-    assert all(f" {name}" in text for name in (*models.MODELS, *methods.METHODS, *data.names(), "instance"))
+    assert all(
+        f" {name}" in text for name in (*models.MODELS, *methods.METHODS, *data.names(), *ranking.SCORES, "instance")
+    )
 
 
 def test_noise_is_inspected_without_training(capsys, tmp_path):

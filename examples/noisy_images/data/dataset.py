@@ -125,12 +125,14 @@ class Split:
       labels: int32 (N,), the given labels: what the source ships, until label noise replaces them.
       clean_labels: int32 (N,), the true labels; None when they are unknown.
       index: int64 (N,), each image's place in the source's own order.
+      paths: The file of each image; None where images are not files of their own.
     """
 
     images: np.ndarray | ImageFiles
     labels: np.ndarray
     clean_labels: np.ndarray | None
     index: np.ndarray
+    paths: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -143,7 +145,8 @@ class Split:
     def take(self, positions: np.ndarray) -> "Split":
         """Return the samples at these positions, in this order."""
         clean = None if self.clean_labels is None else self.clean_labels[positions]
-        return Split(self.images[positions], self.labels[positions], clean, self.index[positions])
+        paths = None if self.paths is None else tuple(self.paths[i] for i in positions)
+        return Split(self.images[positions], self.labels[positions], clean, self.index[positions], paths)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,7 +192,8 @@ def make_split(images: np.ndarray | ImageFiles, labels: np.ndarray, *, clean: bo
     """Return a split of the source's own labels, which are the true labels where `clean` says so."""
     labels = np.asarray(labels, np.int32)
     index = np.arange(len(labels)) if index is None else index
-    return Split(images, labels, labels.copy() if clean else None, np.asarray(index, np.int64))
+    paths = images.paths if isinstance(images, ImageFiles) else None
+    return Split(images, labels, labels.copy() if clean else None, np.asarray(index, np.int64), paths)
 
 
 def memory_bytes(dataset: Dataset) -> int:
@@ -234,6 +238,23 @@ def stratified_split(split: Split, size: int, num_classes: int, seed: int) -> tu
         raise UserError(f"cannot take {size} of {len(split)} samples: choose a size from 1 to {len(split)}.")
     chosen, rest = stratified_positions(split.labels, size, num_classes, seed)
     return split.take(chosen), split.take(rest)
+
+
+def leave_out_fold(split: Split, folds: int, fold: int, seed: int) -> tuple[Split, Split]:
+    """Divide a split into all folds but one and that one, each in the split's order.
+
+    The folds have the class proportions of the given labels, are a function of these labels and the seed alone, and
+    together hold every sample once.
+    """
+    try:
+        from sklearn.model_selection import StratifiedKFold
+    except ImportError as error:
+        raise UserError("folds need scikit-learn: run `pip install scikit-learn`.") from error
+    if (largest := np.bincount(split.labels).max()) < folds:
+        raise UserError(f"the largest class has {largest} samples, too few for {folds} folds: choose fewer.")
+    divisions = StratifiedKFold(folds, shuffle=True, random_state=seed).split(split.labels, split.labels)
+    kept, left_out = list(divisions)[fold]
+    return split.take(kept), split.take(left_out)
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -107,6 +107,7 @@ def load_folder(source: Source) -> Dataset:
         images = every[kept]
     index = np.where(kept < count, kept, kept - count)
     whole = make_split(images, np.asarray(labels, np.int32)[kept], clean=False, index=index)
+    whole = dataclasses.replace(whole, paths=tuple(files[i] for i in kept))
     train = whole.take(np.flatnonzero(kept < count))
     if test_root is not None:
         test = whole.take(np.flatnonzero(kept >= count))
