@@ -388,7 +388,9 @@ def contact_sheet_figure(images: Sequence[np.ndarray], captions: Sequence[str], 
         # The smoothing of a photograph would blur a digit of 8 by 8 pixels beyond recognition.
         smooth = "nearest" if min(image.shape[:2]) < 100 else "antialiased"
         axes.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=255, interpolation=smooth)
-        axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top", fontsize=_FONT - 2)
+        # A class may have a dollar sign in its name.
+        below = {"transform": axes.transAxes, "ha": "center", "va": "top", "parse_math": False}
+        axes.text(0.5, -0.04, caption, fontsize=_FONT - 2, **below)
     figure.suptitle("\n".join(textwrap.wrap(title, width=16 * columns)), fontsize=_FONT + 1)
     return figure
 

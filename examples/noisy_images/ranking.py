@@ -215,7 +215,7 @@ def contact_sheet(ranking: Ranking, top: int, path: Path) -> None:
     train, names = ranking.train, ranking.class_names
     chosen = ranking.order[:top]
     captions = [
-        f"{place}. {plots.shortened(names[train.labels[i]], 16)}\n→ {plots.shortened(names[ranking.suggested[i]], 18)}"
+        f"#{place} {plots.shortened(names[train.labels[i]], 16)}\n→ {plots.shortened(names[ranking.suggested[i]], 18)}"
         for place, i in enumerate(chosen, start=1)
     ]
     title = (
@@ -235,6 +235,7 @@ def _image(split: data.Split, position: int) -> np.ndarray:
 def show(ranking: Ranking, measured: Mapping[str, Any] | None, output: Path) -> None:
     """Print the most suspicious samples, the quality where the truth is known, and what was written."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     train, names = ranking.train, ranking.class_names
@@ -251,7 +252,7 @@ def show(ranking: Ranking, measured: Mapping[str, Any] | None, output: Path) -> 
         row.append(f"{ranking.values[ranking.score][i]:.3g}")
         if train.clean_labels is not None:
             row.append(names[train.clean_labels[i]])
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
     if measured is not None:
         share = measured["wrong"] / measured["samples"]

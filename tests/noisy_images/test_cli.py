@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.noisy_images import cli, comparison, config, data, methods, models, run
+from examples.noisy_images import cli, comparison, config, data, methods, models, ranking, run
 from examples.noisy_images.config import PAPER, Config
 
 ROOT = Path(__file__).parents[2]
