@@ -186,8 +186,7 @@ def rank(
     if not folders:
         raise UserError("there is nothing to rank: give the folder of a run, or of several.")
     output = output or folders[0] / "ranking"
-    result = ranking.rank(folders, output, score, top, cross_validate)
-    ranking.show(result, ranking.quality(result), output)
+    ranking.show(ranking.rank(folders, output, score, top, cross_validate), output)
 
 
 def noise(config: Options[Config] = PAPER, folder: Path | None = None) -> None:

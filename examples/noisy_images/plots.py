@@ -391,7 +391,7 @@ def contact_sheet_figure(images: Sequence[np.ndarray], captions: Sequence[str], 
         # A class may have a dollar sign in its name.
         below = {"transform": axes.transAxes, "ha": "center", "va": "top", "parse_math": False}
         axes.text(0.5, -0.04, caption, fontsize=_FONT - 2, **below)
-    figure.suptitle("\n".join(textwrap.wrap(title, width=16 * columns)), fontsize=_FONT + 1)
+    figure.suptitle("\n".join(textwrap.wrap(title, width=max(38, 16 * columns))), fontsize=_FONT + 1)
     return figure
 
 

@@ -13,7 +13,7 @@ The arrays are those that cleanlab reads, in the order of the training set.
 import csv
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,14 +159,14 @@ def quality(ranking: Ranking) -> dict[str, Any] | None:
     number of wrong labels; ties at the border count by their own share. `suggestion_is_true` is the share of the wrong
     labels for which the suggested label is the true one.
     """
-    from sklearn.metrics import roc_auc_score
-
     train = ranking.train
     if train.clean_labels is None:
         return None
     wrong = train.labels != train.clean_labels
     if wrong.all() or not wrong.any():
         return None
+    from sklearn.metrics import roc_auc_score
+
     return {
         "samples": len(train),
         "wrong": int(wrong.sum()),
@@ -232,7 +232,7 @@ def _image(split: data.Split, position: int) -> np.ndarray:
     return split.images[position]
 
 
-def show(ranking: Ranking, measured: Mapping[str, Any] | None, output: Path) -> None:
+def show(ranking: Ranking, output: Path) -> None:
     """Print the most suspicious samples, the quality where the truth is known, and what was written."""
     from rich.console import Console
     from rich.markup import escape
@@ -254,7 +254,7 @@ def show(ranking: Ranking, measured: Mapping[str, Any] | None, output: Path) -> 
             row.append(names[train.clean_labels[i]])
         table.add_row(*map(escape, row))
     console.print(table)
-    if measured is not None:
+    if (measured := quality(ranking)) is not None:
         share = measured["wrong"] / measured["samples"]
         table = Table(title=f"against the known truth: {measured['wrong']:,} labels wrong, {100 * share:.1f} %")
         table.add_column("score")

@@ -235,7 +235,10 @@ def test_training_needs_no_package_that_prepares_or_shows(npz, tmp_path, program
     assert "noisy_accuracy" in done.stdout.splitlines()[-1]
     assert "note: matplotlib is not installed" in done.stderr
     written = {path.name for path in (tmp_path / "run").iterdir()}
-    assert written == {"config.json", "environment.json", "noise.json", "metrics.jsonl", "checkpoints", "summary.json"}
+    assert written == {
+        *("config.json", "environment.json", "noise.json", "metrics.jsonl"),
+        *("checkpoints", "samples", "summary.json"),
+    }
 
 
 def test_a_whole_session(start, npz, tmp_path, until):

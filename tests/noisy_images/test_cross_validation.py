@@ -10,6 +10,8 @@ from examples.noisy_images import cross_validation, data, ranking, run
 from examples.noisy_images.config import Config
 from examples.noisy_images.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 CONFIG = Config(
     dataset="digits",
     subset=240,

@@ -13,6 +13,8 @@ from examples.noisy_images.checkpoints import Checkpoints
 from examples.noisy_images.config import Config
 from examples.noisy_images.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture(scope="module")
 def config(npz):

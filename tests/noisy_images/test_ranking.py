@@ -13,6 +13,8 @@ from examples.noisy_images import cli, data, memorization, plots, ranking, run
 from examples.noisy_images.config import Config
 from examples.noisy_images.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture(autouse=True)
 def _no_figures_of_runs(monkeypatch):
