@@ -109,9 +109,8 @@ def plot(
         folders: Folders of runs.
         output: Figure to write, .png or .pdf.
         by: Setting that labels the runs: method, alpha, width, model or any other.
-        figure: Panels, named after the paper's figures: 1, 2, 3, 5 (of 5 to 7); shares of the gradient's elements; or
-            layers, the share that is down-weighted in every parameter (2, shares and layers: of runs trained with
-            --analyse-batches).
+        figure: Panels, named after the paper's figures: 1, 2, 3, 5 (of 5 to 7); and of runs with --analyse-batches
+            also alignment, shares (of the gradient's elements), layers (the down-weighted share by parameter).
     """
     comparison.plot(folders, output, by, figure)
 

@@ -111,6 +111,7 @@ def plot(folders: Sequence[Path], output: Path, by: str, figure: str) -> None:
         "2": plots.FIGURE_2,
         "3": plots.FIGURE_3,
         "5": plots.FIGURES_5_TO_7,
+        "alignment": plots.ALIGNMENT,
         "shares": plots.SHARES,
     }
     if figure not in (figures := [*panels, "layers"]):

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 # The panels of the paper's figures.
 FIGURE_1 = ("noisy_accuracy", "gap", "test_accuracy")
-# With the control beside the alignment that it is for.
-FIGURE_2 = (
-    *("downweighted_share", "alignment_noisy", "alignment_random"),
-    *("alignment_clean", "noisy_accuracy", "clean_accuracy"),
-)
+FIGURE_2 = ("downweighted_share", "alignment_noisy", "noisy_accuracy", "clean_accuracy")
 FIGURE_3 = ("noisy_accuracy", "true_accuracy_on_noisy")
 FIGURES_5_TO_7 = ("noisy_accuracy", "gap", "test_accuracy", "generalization_gap")
+# The alignment of figure 2 beside its control, as one cosine and, in the second row, as the mean over tensors.
+ALIGNMENT = (
+    *("alignment_noisy", "alignment_random", "alignment_clean"),
+    *("alignment_noisy_per_tensor", "alignment_random_per_tensor", "alignment_clean_per_tensor"),
+)
 SHARES = ("turned_share", "downweighted_share", "grown_share", "running_downweighted_share", "running_cosine")
 
 

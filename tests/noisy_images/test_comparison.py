@@ -98,7 +98,7 @@ def test_curves_of_any_runs(config, tmp_path, monkeypatch):
     for arguments, message in (
         ((folders, tmp_path / "a.svg", "alpha", "1"), r"a\.svg ends neither in \.png nor in \.pdf"),
         ((folders, tmp_path / "a.png", "alfa", "1"), "unknown setting 'alfa': did you mean 'alpha'"),
-        ((folders, tmp_path / "a.png", "alpha", "2"), "unknown figure '2'"),
+        ((folders, tmp_path / "a.png", "alpha", "4"), "unknown figure '4'"),
         ((folders, tmp_path / "a.png", "alpha", "shares"), "none of the runs has any of the metrics"),
         (([], tmp_path / "a.png", "alpha", "1"), "none of the runs"),
         (([empty], tmp_path / "a.png", "alpha", "1"), "empty has no metrics yet"),

@@ -343,7 +343,7 @@ def test_it_changes_nothing_and_is_written(run_config, tmp_path, no_figures, cap
     ]
 
     # The figures of what was written.
-    for figure in ("2", "shares", "layers"):
+    for figure in ("2", "alignment", "shares", "layers"):
         output = tmp_path / f"{figure}.png"
         cli.main(["plot", str(tmp_path / "analysed"), "--figure", figure, "--output", str(output)])
         assert output.read_bytes().startswith(b"\x89PNG")
