@@ -188,6 +188,37 @@ def rank(
     ranking.show(ranking.rank(folders, output, score, top, cross_validate), output)
 
 
+def sharpness(
+    folders: tyro.conf.Positional[tuple[Path, ...]],
+    samples: int = 1000,
+    seed: int = 0,
+    tolerance: float = 1e-3,
+    by: str = "method",
+    output: Path | None = None,
+) -> None:
+    """Measure the sharpness of runs: the largest eigenvalue of the Hessian of the training loss.
+
+    At the newest checkpoint, of the mean cross-entropy against the given labels, in evaluation mode and without
+    augmentation, by Lanczos. Each run keeps its own as sharpness.json.
+
+    Args:
+        folders: Folders of runs.
+        samples: Training samples that the loss is the mean over, the same for all runs of one training set.
+        seed: Seed of the subset and of the vector that Lanczos starts from.
+        tolerance: Relative accuracy of the eigenvalue.
+        by: Setting that labels the runs whose mean and spread are taken: method, alpha or any other.
+        output: File for the tables as Markdown; nowhere if not given.
+    """
+    from examples.noisy_images import files
+    from examples.noisy_images import sharpness as measuring
+
+    rows, groups = measuring.measure(folders, samples=samples, seed=seed, tolerance=tolerance, by=by)
+    tables = measuring.markdown(rows, groups, by)
+    print(tables, end="")
+    if output is not None:
+        files.write_text(output, tables)
+
+
 def noise(config: Options[Config] = PAPER, folder: Path | None = None) -> None:
     """Inspect the label noise of a configuration without training: rates, transition matrix, figure.
 
@@ -244,6 +275,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "paper": paper,
     "report": report,
     "rank": rank,
+    "sharpness": sharpness,
     "noise": noise,
     "prepare": prepare,
     "list": list_names,

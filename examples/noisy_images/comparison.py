@@ -91,8 +91,7 @@ def report(folder: Path, method_names: Sequence[str], seeds: Sequence[int]) -> d
     table = {name: spread(values) for name, values in summaries.items()}
     result = {"environment": run.environment(), "seeds": list(seeds), "table": table, "summaries": summaries}
     files.write_json(folder / "comparison.json", result)
-    with files.replacing(folder / "table.md") as temporary:
-        temporary.write_text(markdown(table))
+    files.write_text(folder / "table.md", markdown(table))
     try:
         from examples.noisy_images import plots
 

@@ -21,10 +21,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text``."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
 def write_json(path: str | Path, values: Any) -> None:
     """Write ``values`` as indented JSON."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+    write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ tensorboard/      the same as scalars
 checkpoints/      the newest two
 samples/          loss and predicted label of every training sample over the epochs
 summary.json      the numbers that are reported
+sharpness.json    written by the command `sharpness`
 """
 
 import dataclasses

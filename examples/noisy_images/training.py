@@ -159,6 +159,11 @@ class Trainer:
         self.state = self._functions.create(config.seed)
 
     @property
+    def functions(self) -> Functions:
+        """The compiled functions that this run goes through."""
+        return self._functions
+
+    @property
     def step(self) -> int:
         """Optimizer steps taken."""
         return int(self.state.step)

@@ -132,6 +132,7 @@ def test_help_documents_every_option(command, capsys, monkeypatch):
             "plot": "--figure",
             "rank": "--score",
             "list": "-h,",
+            "sharpness": "--samples",
         }[command]
         assert given in options or given in text
 
