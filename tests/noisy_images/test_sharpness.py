@@ -77,7 +77,7 @@ def mlp(dtype):
 
 def dense(loss, params, batch):
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    return np.asarray(jax.hessian(lambda flat: loss(unravel(flat), batch))(flat), np.float64)
+    return np.asarray(jax.jit(jax.hessian(lambda flat: loss(unravel(flat), batch)))(flat), np.float64)
 
 
 def test_a_dense_hessian_of_a_network():
