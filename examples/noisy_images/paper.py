@@ -148,12 +148,10 @@ def carry_out(
                 print(f"  {states[one].value:8}  {run_name(one)}")
             return
         failures = _run_all(todo, out)
-    except (Interrupted, KeyboardInterrupt) as error:
+    except (Interrupted, KeyboardInterrupt):
         from examples.noisy_images import run
 
-        raise Interrupted(
-            f"{error or 'interrupted'}\nor with the whole preset, by the same command: {run.command()}"
-        ) from None
+        raise Interrupted(f"stopped; go on with the same command: {run.command()}") from None
     if failures:
         raise UserError(
             f"{len(failures)} of {_runs(len(todo))} did not end: "
