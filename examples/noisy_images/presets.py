@@ -1,8 +1,8 @@
 """The paper's tables and figures as data: what the runs behind each of them are, and what the paper reports.
 
 A *cell* is one number of a table or one curve of a figure: the configuration of its runs, whose seeds are its sample.
-The cells of the tables are the rows of `published.csv`; those of the figures are entries of `FIGURES`. Cells of several
-presets whose configurations are equal share their runs.
+The cells of the tables are the rows of `published.csv`; those of the figures, and of controls that the paper has not,
+are entries of `FIGURES`. Cells of several presets whose configurations are equal share their runs.
 """
 
 import csv
@@ -191,6 +191,15 @@ FIGURES = {
         (0.25,),
         dataset="cifar100",
         by="model",
+    ),
+    "ablations": Figure(
+        "Ablations (not in the paper): which elements, and as many at random",
+        (
+            *(Curve(name) for name in ("sam", "saner", "sgd_d")),
+            *(Curve(f"saner_{name}") for name in ("turned", "grown", "last_layer", "random")),
+            Curve("saner", "alpha=-0.5", {"alpha": -0.5}),
+        ),
+        (0.5,),
     ),
 }
 NAMES = (*TABLES, *FIGURES)

@@ -133,6 +133,8 @@ def test_help_documents_every_option(command, capsys, monkeypatch):
             "rank": "--score",
             "list": "-h,",
             "sharpness": "--samples",
+            "paper": "--shard",
+            "report": "--output",
         }[command]
         assert given in options or given in text
 
@@ -171,8 +173,8 @@ def test_train_starts_from_the_papers_protocol(monkeypatch):
     assert trained[0][0] == PAPER
     assert names == [
         "runs/cifar10-symmetric0.5-saner-resnet18-seed0",
-        "runs/cifar10-none-saner-resnet18-seed3",
-        "runs/cifar10-none-saner-resnet18-seed4",
+        "runs/cifar10-none-saner-resnet18-no_augment-asymmetric_picks=affected-seed3",
+        "runs/cifar10-none-saner-resnet18-no_augment-asymmetric_picks=affected-seed4",
         "y/x-seed3",
         "y/x-seed4",
     ]
@@ -250,10 +252,11 @@ def test_a_whole_session(start, npz, tmp_path, until):
     process = start("train", *arguments)
     assert process.wait() == 0, process.stderr
     lines = process.stdout.splitlines()
+    stem = "npz-none-sgd-mlp-width=0.015625-epochs=2-batch_size=8"
     assert [line[: line.index("  ")] for line in lines if "epoch" in line and "steps/s" in line] == [
-        f"npz-none-sgd-mlp-seed{seed}: epoch {epoch}/2" for seed in (0, 1) for epoch in (1, 2)
+        f"{stem}-seed{seed}: epoch {epoch}/2" for seed in (0, 1) for epoch in (1, 2)
     ]
-    folder = tmp_path / "npz-none-sgd-mlp-seed1"
+    folder = tmp_path / f"{stem}-seed1"
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["command"] == f"python -m examples.noisy_images train {' '.join(map(str, arguments))}"
     assert environment["devices"] == 1
