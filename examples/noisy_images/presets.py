@@ -145,7 +145,7 @@ _WIDTHS = tuple(
     for curve in _each(_THREE, f"width {width:g}", {} if width == 1 else {"width": width})
 )
 _SUBSETS = tuple(
-    curve for share in (0.1, 0.25, 0.5) for curve in _each(_THREE, f"{share:.0%} of the images", {}, share)
+    curve for share in (0.1, 0.25, 0.5) for curve in _each(_THREE, f"{100 * share:g} % of images", {}, share)
 )
 # Where this project's record of the paper does not say on which data or rate a figure stands (3, 5, 6 and 7), it is one
 # whose runs other presets share; --dataset and --rates draw it on others.

@@ -107,7 +107,7 @@ def write(name: str, selection: Selection, scale: Scale, out: Path, output: Path
         _write_csv(temporary, name, rows, last_epoch)
     written = [_with_ending(stem, ".md"), _with_ending(stem, ".csv"), *pictures]
     _show(title, header, body, rows)
-    print("written:", ", ".join(map(str, written)))
+    print(f"written in {output}: {', '.join(path.name for path in written)}")
     return written
 
 
