@@ -166,6 +166,7 @@ CIRCUMSTANCES = (
     "workers",
     "evaluate_every",
     "checkpoint_every",
+    "analyse_batches",
     "scan_epochs",
     "sample_history",
     "analyse_batches",

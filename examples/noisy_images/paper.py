@@ -44,6 +44,8 @@ class Circumstances:
     """Epochs between evaluations on the whole training set (the test set is evaluated every epoch)."""
     checkpoint_every: int = 1
     """Epochs between checkpoints; the last epoch always has one."""
+    analyse_batches: int = presets.ANALYSED_BATCHES
+    """Batches whose gradients are analysed after every epoch, at most, in the runs whose analysis a preset shows."""
     scan_epochs: bool | None = None
     """Run a whole epoch in one compiled call; if not given, on accelerators only."""
     sample_history: bool = True
@@ -53,7 +55,11 @@ class Circumstances:
 
     def of(self, config: Config) -> Config:
         """Return the configuration under these circumstances."""
-        settings = vars(self) | {"human_labels": None}
+        images = config.subset or presets.TRAINING_IMAGES.get(config.dataset)
+        # A small subset may have fewer batches than that.
+        there = self.analyse_batches if images is None else images // config.batch_size
+        analysed = min(config.analyse_batches, self.analyse_batches, there)
+        settings = vars(self) | {"human_labels": None, "analyse_batches": analysed}
         if config.noise == "real":
             if self.human_labels is None:
                 raise UserError(
@@ -232,7 +238,13 @@ def seconds_per_epoch(config: Config, seconds: float = 2.0, steps: int = 20) -> 
     trainer.evaluate(few)
     image = (time.perf_counter() - started) / len(few)
     images = len(test) + len(prepared.dataset.train) / config.evaluate_every
-    return step * trainer.steps_per_epoch + image * images
+    analysis = 0.0
+    if config.analyse_batches:
+        trainer.analyse_gradients()
+        started = time.perf_counter()
+        trainer.analyse_gradients()
+        analysis = time.perf_counter() - started
+    return step * trainer.steps_per_epoch + image * images + analysis
 
 
 def duration(seconds: float) -> str:

@@ -105,6 +105,8 @@ _PROTOCOLS: dict[str, Mapping[str, Any]] = {
     "tiny_imagenet": {"epochs": 100, "learning_rate_drops": (0.4, 0.8)},
     "mini_webvision": {"epochs": 120, "alpha_ramp": 0.0, "noise": "none", "model": "resnet18_imagenet"},
 }
+# Batches whose gradients are analysed after every epoch of the runs that Figure 2 and the ablations look into.
+ANALYSED_BATCHES = 8
 TRAINING_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "tiny_imagenet": 100_000}
 
 
@@ -126,8 +128,16 @@ def published() -> dict[str, tuple[Cell, ...]]:
             if row["rate_percent"] not in ("", "0"):
                 settings["rate"] = float(row["rate_percent"]) / 100
             number = Published(float(row["test_accuracy_percent"]), float(row["std"]) if row["std"] else None)
-            tables[f"table{row['table']}"].append(Cell(dataclasses.replace(PAPER, **settings), row["setting"], number))
+            tables[f"table{row['table']}"].append(Cell(_configuration(settings), row["setting"], number))
     return {name: tuple(cells) for name, cells in tables.items()}
+
+
+def _configuration(settings: Mapping[str, Any]) -> Config:
+    config = dataclasses.replace(PAPER, **settings)
+    # The analysis belongs to the run, whichever preset it is first made for, so that all of them can share it.
+    varied = {field: getattr(config, field) for field in ("dataset", "rate", "method", "alpha")}
+    analysed = config == dataclasses.replace(PAPER, **varied) and config.method.startswith(("sgd", "sam", "saner"))
+    return dataclasses.replace(config, analyse_batches=ANALYSED_BATCHES if analysed else 0)
 
 
 # --- the figures --------------------------------------------------------------------------------------------------
@@ -327,7 +337,7 @@ def _curves(figure: Figure, datasets: Sequence[str], rates: Sequence[float]) -> 
     found = []
     for dataset, rate, curve in itertools.product(datasets or (figure.dataset,), rates or figure.rates, figure.curves):
         settings = {"dataset": dataset, "rate": rate, "method": curve.method, **curve.settings}
-        config = dataclasses.replace(PAPER, **{**settings, **_PROTOCOLS.get(dataset, {})})
+        config = _configuration({**settings, **_PROTOCOLS.get(dataset, {})})
         number = known.get(config) if curve.share is None else None
         found.append(Cell(config, curve.setting, number, curve.share))
     return found
@@ -352,7 +362,7 @@ def _scaled(cell: Cell, scale: Scale) -> Config:
     images = scale.subset or TRAINING_IMAGES.get(config.dataset)
     if images is None:
         raise UserError(f"shares of the training set of {config.dataset!r} need --subset, the number of its images.")
-    return dataclasses.replace(config, subset=round(cell.share * images))
+    return dataclasses.replace(config, subset=round(cell.share * images), analyse_batches=0)
 
 
 def _changed(config: Config, scale: Scale, options: Iterable[str] = _CHANGES) -> Config:

@@ -86,7 +86,7 @@ def test_every_name_exists():
 def test_equal_runs_have_one_folder_and_no_others_do():
     scales = (FULL, Scale(epochs=30, subset=2000), Scale(width=0.5), Scale(augment=False, precision="tf32"))
     configs = {
-        cell.run(seed)
+        dataclasses.replace(cell.run(seed), analyse_batches=0)
         for name, scale, seed in itertools.product(presets.NAMES, scales, (0, 1))
         for cell in presets.cells(name, ALL, scale)
     }
@@ -105,6 +105,23 @@ def test_presets_share_runs():
     assert names_of("figure7") < names_of("table3") and names_of("figure1") - plain < names_of("figure2", quarter)
     # A run of a figure is told the published number of the table that has it.
     assert [cell.published for cell in presets.cells("figure1")] == [None, (93.05, 0.17), (94.08, 0.11)]
+
+
+def test_what_a_preset_analyses_is_analysed_in_every_preset_that_shares_the_run(tmp_path):
+    of = {}
+    for name in presets.NAMES:
+        for cell in presets.cells(name):
+            assert of.setdefault(run_name(cell.config), cell.config) == cell.config
+    for name in ("figure2", "ablations"):
+        assert {of[other].analyse_batches for other in names_of(name)} == {8}
+    assert {cell.config.analyse_batches for name in ("table2", "table4") for cell in presets.cells(name)} == {0}
+    # No more than there are, or than asked for.
+    small = presets.cells("figure2", ALL, Scale(subset=600))[0].config
+    assert (HERE.of(small).analyse_batches, HERE.of(of["cifar10-symmetric0.5-sam-resnet18-seed0"]).analyse_batches) == (
+        4,
+        8,
+    )
+    assert Circumstances(analyse_batches=1).of(small).analyse_batches == 1
 
 
 def test_protocols_of_other_data_sets():
@@ -372,7 +389,7 @@ def test_a_preset_from_end_to_end(npz, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run, "_optional", lambda write: None)
     options = "figure1 --dataset npz --methods sgd --epochs 2 --model mlp --width 0.015625 --seeds 0 1"
     options = [*options.split(), "--out", str(tmp_path)]
-    data_dir = ["--data-dir", str(npz(train=256, wrong=0))]
+    data_dir = ["--data-dir", str(npz(train=256, wrong=0)), "--analyse-batches", "1"]
     cli.main(["paper", *options, *data_dir])
     assert re.search(r"about \d.* on this device, estimated from a few steps", capsys.readouterr().out)
     folders = sorted(tmp_path.iterdir())
@@ -391,4 +408,6 @@ def test_a_preset_from_end_to_end(npz, tmp_path, capsys, monkeypatch):
     )
     histories = [files.read_json_lines(path / "metrics.jsonl") for path in folders]
     best = [100 * max(record["test_accuracy"] for record in history) for history in histories]
+    aligned = [history[-1]["alignment_noisy"] for history in histories]
+    assert f" {np.mean(aligned):.3f} ± {np.std(aligned, ddof=1):.3f} |" in report
     assert f"| SGD |  | {np.mean(best):.2f} ± {np.std(best, ddof=1):.2f} | 2 |" in report
