@@ -169,7 +169,6 @@ CIRCUMSTANCES = (
     "analyse_batches",
     "scan_epochs",
     "sample_history",
-    "analyse_batches",
 )
 
 CHOICES = {

@@ -50,8 +50,6 @@ class Circumstances:
     """Run a whole epoch in one compiled call; if not given, on accelerators only."""
     sample_history: bool = True
     """Keep loss and predicted label of every training sample at every evaluation on the training set."""
-    analyse_batches: int = 0
-    """Batches whose gradients are analysed after every epoch, for figure 2."""
 
     def of(self, config: Config) -> Config:
         """Return the configuration under these circumstances."""

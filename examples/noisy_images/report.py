@@ -196,7 +196,7 @@ def _marked(row: Row) -> str:
 
 def _last_epoch_table(rows: Sequence[Row], metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     columns = _varying(rows)
-    header = [*columns, "n", *(plots.axis(metric).title.lower() for metric in metrics)]
+    header = [*columns, "n", *(plots.axis_of(metric).title.lower() for metric in metrics)]
     body = [
         [
             *(_COLUMNS[column](row.cell) for column in columns),
@@ -209,7 +209,7 @@ def _last_epoch_table(rows: Sequence[Row], metrics: Sequence[str]) -> tuple[list
 
 
 def _in_its_unit(metric: str, value: Mapping[str, float] | None) -> str:
-    if value is None or plots.axis(metric).percent:
+    if value is None or plots.axis_of(metric).percent:
         return comparison.cell(value, digits=2)
     return f"{value['mean']:.3f}" + (f" ± {value['std']:.3f}" if "std" in value else "")
 
@@ -272,7 +272,7 @@ def _write_csv(path: Path, name: str, rows: Sequence[Row], last_epoch: Iterable[
             **numbers("last_percent", row.values.get(LAST)),
         }
         for metric in last_epoch:
-            percent = plots.axis(metric).percent
+            percent = plots.axis_of(metric).percent
             label = f"last_{metric}_percent" if percent else f"last_{metric}"
             record |= numbers(label, row.values.get(metric), 100 if percent else 1)
         records.append(record)
