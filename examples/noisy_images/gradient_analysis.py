@@ -5,9 +5,10 @@ For one batch, with `g` the gradient of its mean loss at the weights `w` and `h`
 
 *turned*, *downweighted*, *grown* share: elements with `h/g < 0`, `0 < h/g < 1`, `h/g > 1`. *alignment_noisy*: cosine of
 `g` restricted to the down-weighted elements with the gradient of the batch's noisy samples. *alignment_clean*: the same
-with that of its clean samples. *alignment_random*: `g` restricted to as many random elements of every leaf, with the
-gradient of the noisy samples; the control. Each as one cosine of the whole trees, and `..._per_tensor` as the mean of
-the leaves' cosines (the released code's way). What needs noisy samples, or clean ones, is absent where there are none.
+with that of its clean samples. *alignment_random*, *alignment_random_clean*: `g` restricted to as many random elements
+of every leaf, with the gradient of the noisy and of the clean samples; the controls. Each as one cosine of the whole
+trees, and `..._per_tensor` as the mean of the leaves' cosines (the released code's way). What needs noisy samples, or
+clean ones, is absent where there are none.
 """
 
 from collections.abc import Callable, Sequence
@@ -90,10 +91,12 @@ def measure(batch: Gradients, key: jax.Array) -> tuple[dict[str, jax.Array], dic
     leaves = {group: getattr(shares, f"{group}_per_leaf") for group in GROUPS}
     if noisy is not None:
         mask = analysis.downweighted(g, h)
+        at_random = analysis.random_like(key, mask)
         for name, chosen, reference in (
             ("noisy", mask, noisy),
             ("clean", mask, batch.of_clean),
-            ("random", analysis.random_like(key, mask), noisy),
+            ("random", at_random, noisy),
+            ("random_clean", at_random, batch.of_clean),
         ):
             aligned = analysis.alignment(g, chosen, reference)
             values |= {
@@ -112,9 +115,9 @@ def only_known(batch: Measured, is_noisy: np.ndarray | None) -> Measured:
     """Leave out of a batch's quantities those of noisy samples if it has none, and those of clean ones likewise."""
     absent = set()
     if is_noisy is not None and not is_noisy.any():
-        absent |= {"noisy", "clean", "random"}
+        absent |= {"noisy", "clean", "random", "random_clean"}
     if is_noisy is not None and is_noisy.all():
-        absent |= {"clean"}
+        absent |= {"clean", "random_clean"}
     unknown = {f"alignment_{name}{suffix}" for name in absent for suffix in ("", "_per_tensor")}
     return tuple({name: value for name, value in part.items() if name not in unknown} for part in batch)
 

@@ -23,10 +23,9 @@ FIGURE_1 = ("noisy_accuracy", "gap", "test_accuracy")
 FIGURE_2 = ("downweighted_share", "alignment_noisy", "noisy_accuracy", "clean_accuracy")
 FIGURE_3 = ("noisy_accuracy", "true_accuracy_on_noisy")
 FIGURES_5_TO_7 = ("noisy_accuracy", "gap", "test_accuracy", "generalization_gap")
-# The alignment of figure 2 beside its control, as one cosine and, in the second row, as the mean over tensors.
-ALIGNMENT = (
-    *("alignment_noisy", "alignment_random", "alignment_clean"),
-    *("alignment_noisy_per_tensor", "alignment_random_per_tensor", "alignment_clean_per_tensor"),
+# The alignment of figure 2 beside its controls, as one cosine and, in the second row, as the mean over tensors.
+ALIGNMENT = tuple(
+    f"alignment_{of}{suffix}" for suffix in ("", "_per_tensor") for of in ("noisy", "random", "clean", "random_clean")
 )
 SHARES = ("turned_share", "downweighted_share", "grown_share", "running_downweighted_share", "running_cosine")
 
@@ -63,7 +62,8 @@ _AXES = {
         for of, title, part, samples in (
             ("noisy", "Alignment with noisy", "down-weighted", "noisy"),
             ("clean", "Alignment with clean", "down-weighted", "clean"),
-            ("random", "Random set with noisy", "random elements of", "noisy"),
+            ("random", "Random set with noisy", "random part of", "noisy"),
+            ("random_clean", "Random set with clean", "random part of", "clean"),
         )
         for suffix, where in (("", ""), ("_per_tensor", ", by tensor"))
     },
@@ -135,7 +135,7 @@ def curves_figure(
         label: (_COLOURS[index % len(_COLOURS)], _STYLES[index % len(_STYLES)]) for index, label in enumerate(runs)
     }
 
-    columns = {1: 1, 2: 2, 4: 2}.get(len(lines), 3)
+    columns = {1: 1, 2: 2, 4: 2, 8: 4}.get(len(lines), 3)
     rows = math.ceil(len(lines) / columns)
     # Two columns are sized for a page's width of text, so that the type keeps its size in print.
     figure = Figure(figsize=(3.3 * columns if columns > 1 else 4.6, 2.8 * rows + 0.5), layout="constrained")

@@ -27,7 +27,7 @@ BEST, LAST = "best_test_accuracy", "last_test_accuracy"
 # What the last epoch of a figure's runs is told by, beside the figure's panels.
 _LAST_EPOCH = (
     *("test_accuracy", "noisy_accuracy", "true_accuracy_on_noisy", "clean_accuracy", "gap", "generalization_gap"),
-    *("downweighted_share", "alignment_noisy", "alignment_random", "alignment_clean"),
+    *("downweighted_share", "alignment_noisy", "alignment_random", "alignment_clean", "alignment_random_clean"),
 )
 
 

@@ -19,7 +19,11 @@ from examples.noisy_images.models import layers
 from saner_jax import analysis
 
 SHARES = {"turned_share", "downweighted_share", "grown_share"}
-ALIGNMENTS = {f"alignment_{name}{suffix}" for name in ("noisy", "clean", "random") for suffix in ("", "_per_tensor")}
+ALIGNMENTS = {
+    f"alignment_{name}{suffix}"
+    for name in ("noisy", "clean", "random", "random_clean")
+    for suffix in ("", "_per_tensor")
+}
 # BatchNorm, dropout and augmentation, so that each of them can go wrong.
 CONFIG = Config(
     model="normalised", method="sgd", dropout=0.3, batch_size=8, epochs=4, rho=0.2, seed=5, analyse_batches=2
@@ -204,7 +208,7 @@ def test_the_control_keeps_the_size_of_every_leaf():
     values, leaves = gradient_analysis.measure(synthetic(), jax.random.key(0))
     # None of one leaf and all of the other: the only random set of these sizes is the down-weighted one.
     assert values["alignment_noisy"] == pytest.approx(1) and values["alignment_clean"] == 0
-    assert values["alignment_random"] == pytest.approx(1)
+    assert values["alignment_random"] == pytest.approx(1) and values["alignment_random_clean"] == 0
     np.testing.assert_array_equal(leaves["downweighted"], [0, 1])
     np.testing.assert_allclose(leaves["alignment_noisy"], [0, 1], rtol=1e-6)
 
