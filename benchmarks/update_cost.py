@@ -36,19 +36,11 @@ step on random images, of which the differences between methods are a share.
 """
 
 import argparse
-import ctypes
-import datetime
+import dataclasses
 import functools
-import json
 import math
-import os
-import pathlib
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
@@ -58,11 +50,12 @@ import optax
 from flax import nnx
 
 import saner_jax
+from benchmarks import command, environment, statistics, tables, timing, workload
+from benchmarks.statistics import Ratio
 from examples.noisy_images import models
+from examples.noisy_images.config import PAPER
 
 RHO = 0.1
-IMAGE_SHAPE = (32, 32, 3)
-NUM_CLASSES = 10
 
 SGD = "SGD"
 OPTAX_SAM = "optax.contrib.sam"
@@ -73,21 +66,10 @@ def then_momentum(*stages: optax.GradientTransformation) -> optax.GradientTransf
     return optax.chain(*stages, optax.add_decayed_weights(5e-4), optax.sgd(1e-3, momentum=0.9))
 
 
-def optax_sam() -> optax.GradientTransformationExtraArgs:
-    """Give ``optax.contrib.sam`` in its opaque mode the signature of the other methods."""
-    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
-    tx = optax.contrib.sam(then_momentum(), ascent, opaque_mode=True)
-
-    def update(updates: Any, state: Any, params: Any, *, grad_fn: Callable[[Any], Any]) -> Any:
-        return tx.update(updates, state, params, grad_fn=lambda w, _: grad_fn(w))
-
-    return optax.GradientTransformationExtraArgs(tx.init, update)
-
-
 def _methods() -> dict[str, Callable[[], optax.GradientTransformationExtraArgs]]:
     methods = {
         SGD: then_momentum,
-        OPTAX_SAM: optax_sam,
+        OPTAX_SAM: lambda: workload.optax_sam(RHO, then_momentum()),
         "SAM": lambda: then_momentum(saner_jax.sam(RHO)),
         "SAM, monitored": lambda: then_momentum(saner_jax.sam(RHO, monitor=True)),
         "SANER": lambda: then_momentum(saner_jax.saner(RHO, 0.5)),
@@ -101,17 +83,6 @@ def _methods() -> dict[str, Callable[[], optax.GradientTransformationExtraArgs]]
 
 
 METHODS = _methods()
-
-
-class Ratio(NamedTuple):
-    """Two methods to compare, and the ratio not to exceed."""
-
-    numerator: str
-    denominator: str
-    target: float | None = None
-
-    def __str__(self) -> str:
-        return f"{self.numerator} / {self.denominator}"
 
 
 RATIOS = (
@@ -150,15 +121,15 @@ def barriers_hold() -> bool:
 class Prepared(NamedTuple):
     """A method, compiled, with parameters and state of its own."""
 
-    run: Callable[[Any, Any], Any]
-    params: Any
-    state: Any
+    call: timing.Repeated
     measured: dict[str, float]
 
 
 def parameter_shapes(model: str, width: float) -> Any:
     """Return shapes and dtypes of a model's parameters, without computing them."""
-    create = functools.partial(models.create, model, num_classes=NUM_CLASSES, image_shape=IMAGE_SHAPE, seed=0)
+    create = functools.partial(
+        models.create, model, num_classes=workload.NUM_CLASSES, image_shape=workload.IMAGE_SHAPE, seed=0
+    )
     network = nnx.eval_shape(lambda: create(width=width))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nnx.state(network, nnx.Param))
 
@@ -198,123 +169,41 @@ def prepare(method: str, gradient: str, params: Any, steps_per_call: int, compil
     }
     if steps_per_call > 1:
         compiled = jax.jit(steps, donate_argnums=(0, 1)).lower(params, state).compile()
-    return Prepared(compiled, params, state, measured)
+    return Prepared(timing.Repeated(lambda carry: compiled(*carry), (params, state)), measured)
 
 
-def time_interleaved(prepared: dict[str, Prepared], rounds: int, warm_up: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return seconds per call, one entry a round; every round runs every method once, in random order."""
-    names = list(prepared)
-    carries = {name: (p.params, p.state) for name, p in prepared.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    rng = np.random.default_rng(seed)
-    for round_ in range(warm_up + rounds):
-        for name in rng.permutation(names):
-            start = time.perf_counter()
-            carries[name] = jax.block_until_ready(prepared[name].run(*carries[name]))
-            elapsed = time.perf_counter() - start
-            if round_ >= warm_up:
-                seconds[name].append(elapsed)
-    for name, carry in carries.items():
-        if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(carry)):
-            raise FloatingPointError(f"{name} left non-finite values: its times mean nothing.")
-    return {name: np.array(values) for name, values in seconds.items()}
-
-
-def median_with_interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> dict[str, float]:
-    """Return the median and a 95 % bootstrap interval of it."""
-    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    low, high = np.percentile(np.median(values[draws], axis=1), [2.5, 97.5])
-    return {"median": float(np.median(values)), "low": float(low), "high": float(high)}
-
-
-def measure(gradient: str, params: Any, args: argparse.Namespace) -> dict[str, Any]:
+def measure_gradient(gradient: str, params: Any, args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
     """Measure every method with one form of the gradient."""
     prepared = {}
     for name in args.methods or METHODS:
-        _progress(f"{gradient}: compiling {name}")
+        command.progress(f"{gradient}: compiling {name}")
         prepared[name] = prepare(name, gradient, params, args.steps_per_call, args.compiles)
-    _progress(f"{gradient}: {args.rounds} rounds of {len(prepared)} methods")
-    seconds = {k: v / args.steps_per_call for k, v in time_interleaved(prepared, args.rounds, args.warm_up).items()}
-    methods = {}
-    for name, values in seconds.items():
-        quartiles = dict(
-            zip(("q1_s", "median_s", "q3_s"), map(float, np.percentile(values, [25, 50, 75])), strict=True)
-        )
-        methods[name] = quartiles | prepared[name].measured
+    command.progress(f"{gradient}: up to {args.rounds} rounds of {len(prepared)} methods")
+    calls = {name: one.call for name, one in prepared.items()}
+    seconds = timing.interleaved(calls, rounds=args.rounds, warm_up=args.warm_up, budget=budget)
+    for name, call in calls.items():
+        call.check_finite(name)
+    seconds = {name: values / args.steps_per_call for name, values in seconds.items()}
+    methods = {name: statistics.quartiles(values) | prepared[name].measured for name, values in seconds.items()}
     ratios = {}
     for ratio in RATIOS:
-        if ratio.numerator not in seconds or ratio.denominator not in seconds:
+        if not ratio.measured_in(seconds):
             continue
-        numerator, denominator = seconds[ratio.numerator], seconds[ratio.denominator]
-        ratios[str(ratio)] = median_with_interval(numerator / denominator) | {
+        traffic = [methods[name]["bytes_accessed"] for name in (ratio.numerator, ratio.denominator)]
+        ratios[str(ratio)] = ratio.of(seconds) | {
             "target": ratio.target,
-            "difference_s": median_with_interval(numerator - denominator),
-            "bytes_accessed": (
-                prepared[ratio.numerator].measured["bytes_accessed"]
-                / prepared[ratio.denominator].measured["bytes_accessed"]
-            ),
+            "difference_s": ratio.difference(seconds),
+            "bytes_accessed": traffic[0] / traffic[1],
         }
-    return {"methods": methods, "ratios": ratios}
+    return {"rounds": len(next(iter(seconds.values()))), "methods": methods, "ratios": ratios}
 
 
 def time_training_step(model: str, width: float, batch_size: int, repeats: int) -> dict[str, float]:
-    """Time SAM's whole training step on random images: both passes through the network, and the optimizer."""
-    network = models.create(model, num_classes=NUM_CLASSES, image_shape=IMAGE_SHAPE, seed=0, width=width)
-    graph, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)
-    tx = METHODS["SAM"]()
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.standard_normal((batch_size, *IMAGE_SHAPE)), jnp.float32)
-    labels = jnp.asarray(rng.integers(0, NUM_CLASSES, batch_size))
-
-    def step(params: Any, state: Any, statistics: Any, images: jax.Array, labels: jax.Array) -> Any:
-        def loss(params: Any) -> Any:
-            network = nnx.merge(graph, params, statistics, copy=True)
-            logits = network(images, train=True)
-            value = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-            return value, nnx.state(network, nnx.BatchStat)
-
-        grads, new_statistics = jax.grad(loss, has_aux=True)(params)
-        updates, state = tx.update(grads, state, params, grad_fn=lambda w: jax.grad(loss, has_aux=True)(w)[0])
-        return optax.apply_updates(params, updates), state, new_statistics
-
-    carry = (params, tx.init(params), statistics)
-    compiled = jax.jit(step, donate_argnums=(0, 1, 2)).lower(*carry, images, labels).compile()
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        carry = jax.block_until_ready(compiled(*carry, images, labels))
-        seconds.append(time.perf_counter() - start)
-    return median_with_interval(np.array(seconds[1:])) | {"batch_size": batch_size, "repeats": repeats}
-
-
-def keep_freed_memory() -> bool:
-    """Have the C library keep memory that a step frees for the next one; return whether it could (Linux with glibc).
-
-    XLA allocates temporary memory on CPUs anew in every call. By default blocks of this size go back to the system each
-    time, and fetching them again costs a page fault for every 4 KiB: several times what the step itself costs, and more
-    the more temporary memory a method has. Accelerators have pools, and a training process has much larger blocks.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
-        settings = ((m_arena_max, 1), (m_mmap_max, 0), (m_trim_threshold, -1))
-        return all(libc.mallopt(parameter, value) for parameter, value in settings)
-    except (OSError, AttributeError):
-        return False
-
-
-def environment() -> dict[str, Any]:
-    """Return what a reader needs to place the numbers: command, date, versions, device."""
-    device = jax.devices()[0]
-    host = {"system": platform.platform(), "cpu": _cpu_model(), "cores": os.cpu_count(), "load": list(os.getloadavg())}
-    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "flax", "numpy")}
-    return {
-        "command": shlex.join(["python", "-m", "benchmarks.update_cost", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), "saner_jax": saner_jax.__version__} | versions,
-        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
-        "host": host,
-    }
+    """Time the training program's step with SAM, unmonitored: both passes through the network, and the optimizer."""
+    config = dataclasses.replace(PAPER, model=model, width=width, batch_size=batch_size, method="sam-unmonitored")
+    work = workload.Workload(config)
+    seconds = timing.interleaved({"SAM": work.repeated(work.compile())}, rounds=repeats, warm_up=1)["SAM"]
+    return statistics.median_with_interval(seconds) | {"batch_size": batch_size, "repeats": repeats}
 
 
 def report(results: dict[str, Any]) -> str:
@@ -325,9 +214,10 @@ def report(results: dict[str, Any]) -> str:
         lines += [f"### Gradient {gradient}", ""]
         rows = []
         for name, m in measured["methods"].items():
-            quartiles = f"{m['median_s'] * 1e3:.2f} ({m['q1_s'] * 1e3:.2f} to {m['q3_s'] * 1e3:.2f})"
             memory, traffic = m["temporary_bytes"] / tree, m["bytes_accessed"] / tree
-            rows.append((name, quartiles, f"{m['compile_s']:.2f}", f"{memory:.2f}", f"{traffic:.2f}", m["flops"]))
+            rows.append(
+                (name, tables.milliseconds(m), f"{m['compile_s']:.2f}", f"{memory:.2f}", f"{traffic:.2f}", m["flops"])
+            )
         rows = [(*row[:-1], f"{row[-1] / results['parameters']['count']:.1f}") for row in rows]
         header = (
             "method",
@@ -337,7 +227,7 @@ def report(results: dict[str, Any]) -> str:
             "accessed, trees",
             "FLOP per weight",
         )
-        lines += [*_markdown(header, rows), ""]
+        lines += [*tables.table(header, rows), ""]
         rows = []
         for name, r in measured["ratios"].items():
             target = "" if r["target"] is None else f"at most {r['target']:.2f}"
@@ -345,41 +235,23 @@ def report(results: dict[str, Any]) -> str:
             share = ""
             if results["training_step"]:
                 share = f"{difference / results['training_step']['median']:+.2%}"
-            interval = f"{r['median']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
-            rows.append((name, interval, target, f"{r['bytes_accessed']:.3f}", f"{difference * 1e3:+.2f}", share))
+            rows.append(
+                (name, tables.interval(r), target, f"{r['bytes_accessed']:.3f}", f"{difference * 1e3:+.2f}", share)
+            )
         header = ("ratio", "time (95 %)", "target", "bytes accessed", "difference, ms", "of a training step")
-        lines += [*_markdown(header, rows), ""]
+        lines += [*tables.table(header, rows), ""]
     if results["training_step"]:
         step = results["training_step"]
         lines.append(f"SAM's training step at batch size {step['batch_size']}: {step['median']:.3f} s.")
     return "\n".join(lines)
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    table = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return ["| " + " | ".join(row) + " |" for row in table]
-
-
-def _cpu_model() -> str:
-    try:
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor()
-
-
-def _progress(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.update_cost",
-        description="Measure time, compile time, temporary memory and memory traffic of one optimizer step of every "
-        "method, on the parameter tree of a network and with a trivial gradient.",
+    parser = command.parser(
+        "update_cost",
+        "Measure time, compile time, temporary memory and memory traffic of one optimizer step of every method, on the "
+        "parameter tree of a network and with a trivial gradient.",
     )
     parser.add_argument(
         "--model", default="resnet18", choices=sorted(models.MODELS), help="whose parameter tree (resnet18)"
@@ -389,59 +261,63 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--gradient", choices=(*GRADIENTS, "both"), default="both", help="form of the trivial gradient (both)"
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help="only these (all)")
-    parser.add_argument("--rounds", type=int, default=200, help="timed calls of every method (200)")
-    parser.add_argument("--warm-up", type=int, default=5, help="calls of every method before the timed ones (5)")
-    parser.add_argument("--steps-per-call", type=int, help="steps timed in one call (default: 1 on CPUs, else 50)")
-    parser.add_argument("--compiles", type=int, default=3, help="compilations of every method; the median counts (3)")
+    parser.add_argument("--rounds", type=command.at_least_one, default=200, help="timed calls of every method (200)")
+    parser.add_argument(
+        "--warm-up", type=command.at_least_one, default=5, help="calls of every method before the timed ones (5)"
+    )
+    parser.add_argument(
+        "--steps-per-call", type=command.at_least_one, help="steps timed in one call (default: 1 on CPUs, else 50)"
+    )
+    parser.add_argument(
+        "--compiles", type=command.at_least_one, default=3, help="compilations of every method; the median counts (3)"
+    )
     parser.add_argument("--batch-size", type=int, default=128, help="images of the training step (128); 0: none")
-    parser.add_argument("--training-steps", type=int, default=5, help="timed training steps (5)")
+    parser.add_argument("--training-steps", type=command.at_least_one, default=5, help="timed training steps (5)")
     parser.add_argument(
         "--return-memory",
         action="store_true",
         help="let the C library return freed memory to the system after every call, as it does by default, which on "
         "CPUs makes page faults the larger part of what is measured",
     )
-    parser.add_argument("--output", type=pathlib.Path, default=None, help="JSON file to write (none)")
     args = parser.parse_args(argv)
-    for name in ("rounds", "steps_per_call", "compiles", "training_steps"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.steps_per_call is None:
+        args.steps_per_call = 1 if jax.default_backend() == "cpu" else 50
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print and, if asked, write."""
-    args = parse(argv)
-    memory_kept = not args.return_memory and keep_freed_memory()
-    if args.steps_per_call is None:
-        args.steps_per_call = 1 if jax.default_backend() == "cpu" else 50
+def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
+    """Measure every method with every form of the gradient, and a training step to set them beside."""
+    memory_kept = not args.return_memory and environment.keep_freed_memory()
     params = normal_params(parameter_shapes(args.model, args.width))
     leaves = jax.tree.leaves(params)
     gradients = list(GRADIENTS) if args.gradient == "both" else [args.gradient]
     if "stored" in gradients and not barriers_hold():
-        _progress("XLA drops optimization barriers here (on CPUs, JAX 0.12 keeps them): no stored gradient.")
+        command.progress("XLA drops optimization barriers here (on CPUs, JAX 0.12 keeps them): no stored gradient.")
         gradients.remove("stored")
-    results: dict[str, Any] = environment() | {
+    results: dict[str, Any] = {
         "parameters": {
             "model": args.model,
             "count": sum(math.prod(leaf.shape) for leaf in leaves),
             "bytes": sum(leaf.nbytes for leaf in leaves),
             "leaves": len(leaves),
         },
-        "rounds": args.rounds,
         "freed_memory_kept": memory_kept,
         "steps_per_call": args.steps_per_call,
-        "gradients": {gradient: measure(gradient, params, args) for gradient in gradients},
+        "gradients": {},
         "training_step": None,
     }
-    if args.batch_size:
-        _progress(f"training step at batch size {args.batch_size}")
+    for position, gradient in enumerate(gradients):
+        share = budget.share(1 / (len(gradients) - position))
+        results["gradients"][gradient] = measure_gradient(gradient, params, args, share)
+    if args.batch_size and budget.remaining():
+        command.progress(f"training step at batch size {args.batch_size}")
         results["training_step"] = time_training_step(args.model, args.width, args.batch_size, args.training_steps)
-    print(report(results))
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(results, indent=1) + "\n")
     return results
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print and, if asked, write."""
+    return command.run("update_cost", parse(argv), argv, measure, report)
 
 
 if __name__ == "__main__":

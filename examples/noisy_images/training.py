@@ -24,7 +24,7 @@ from examples.noisy_images.errors import UserError
 
 EVALUATION_BATCH = 500
 # JAX's names: on GPUs and TPUs its own default multiplies float32 matrices in lower precision.
-_MATMUL_PRECISION = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
+MATMUL_PRECISION = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 
 
 class Network(NamedTuple):
@@ -311,7 +311,7 @@ class Trainer:
         return self._on_device[id(split)]
 
     def _precision(self) -> contextlib.AbstractContextManager:
-        return jax.default_matmul_precision(_MATMUL_PRECISION[self.config.precision])
+        return jax.default_matmul_precision(MATMUL_PRECISION[self.config.precision])
 
 
 def epoch_order(seed: jax.Array, epoch: int, size: int) -> jax.Array:

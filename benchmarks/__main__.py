@@ -1,0 +1,151 @@
+"""Measure what this machine can in the time given, and write the results with the targets they meet or miss.
+
+    python -m benchmarks --minutes 10
+
+Every benchmark runs in a process of its own and keeps to its share of the time that is left; each chooses its sizes by
+the device. Writes ``RESULTS.md`` and, under ``results/``, one JSON file each. Programs that one benchmark has compiled
+are found by the next, in a folder that is removed at the end.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import command, targets
+from examples.noisy_images import files
+
+# What is run, in this order, with the share that each is worth; the targets that weigh most come first.
+WEIGHTS = {
+    "train_step": 3.0,
+    "memory": 1.0,
+    "epoch": 2.0,
+    "peers": 2.5,
+    "compile_time": 1.0,
+    "precision": 1.5,
+    "update_cost": 0.5,
+}
+TITLES = {
+    "train_step": "The training step",
+    "memory": "Memory",
+    "epoch": "Epochs, and seeds in one program",
+    "peers": "Beside PyTorch",
+    "compile_time": "From the start to the first step",
+    "precision": "Compute precision",
+    "update_cost": "One optimizer step",
+}
+# update_cost measures every method when it is started alone; here, those of its targets.
+OPTIONS = {
+    "update_cost": ["--methods", "optax.contrib.sam", "SAM", "SANER", "--compiles", "1", "--batch-size", "0"],
+}
+# A benchmark that is over its time by so much is stopped.
+GRACE_S = 30.0
+
+
+def measure(names: Sequence[str], minutes: float, folder: pathlib.Path, options: dict[str, list[str]]) -> str:
+    """Run the benchmarks; returns the Markdown of `RESULTS.md`, which it also writes."""
+    end = time.monotonic() + 60 * minutes
+    results: dict[str, dict[str, Any]] = {}
+    sections: dict[str, str] = {}
+    why_not: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+        }
+        for position, name in enumerate(names):
+            left = end - time.monotonic()
+            share = left * WEIGHTS[name] / sum(WEIGHTS[later] for later in names[position:])
+            if left <= 0:
+                why_not[name] = "no time was left"
+                continue
+            output = folder / "results" / f"{name}.json"
+            line = [sys.executable, "-m", f"benchmarks.{name}", "--seconds", f"{share:.0f}", "--output", str(output)]
+            command.progress(f"--- {name}, {share:.0f} s")
+            # A measurement of earlier is not one of this run.
+            output.unlink(missing_ok=True)
+            try:
+                process = subprocess.run(
+                    [*line, *options.get(name, [])],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=environment,
+                    timeout=max(left, share) + GRACE_S,
+                )
+            except subprocess.TimeoutExpired:
+                why_not[name] = "stopped, as the time was over"
+                continue
+            if process.returncode:
+                why_not[name] = f"ended with status {process.returncode}"
+                continue
+            results[name] = json.loads(output.read_text())
+            sections[name] = process.stdout.strip()
+    text = document(results, sections, why_not, minutes)
+    with files.replacing(folder / "RESULTS.md") as temporary:
+        temporary.write_text(text)
+    return text
+
+
+def document(
+    results: dict[str, dict[str, Any]], sections: dict[str, str], why_not: dict[str, str], minutes: float
+) -> str:
+    """Return the Markdown: where it was measured, the targets, one section a benchmark."""
+    lines = ["# Results", "", f"Written by `python -m benchmarks --minutes {minutes:g}`; do not edit.", ""]
+    platform = None
+    for recorded in results.values():
+        platform = "cpu" if recorded["platform"] == "cpu" else "gpu"
+        lines += [where(recorded), ""]
+        break
+    lines += ["## Targets", "", *targets.report(results, platform, why_not), ""]
+    for name, title in TITLES.items():
+        if name in sections:
+            lines += [f"## {title}: `{name}`", "", f"`{results[name]['command']}`", "", sections[name], ""]
+        elif name in why_not:
+            lines += [f"## {title}: `{name}`", "", f"Not measured: {why_not[name]}.", ""]
+    return "\n".join(lines)
+
+
+def where(recorded: dict[str, Any]) -> str:
+    """Return device, versions, date and load in one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in recorded["versions"].items() if version)
+    host = recorded["host"]
+    return (
+        f"{recorded['device']} ({recorded['devices']}), {host['system']}; {versions}; {recorded['date']}, commit "
+        f"{recorded['commit']}. Load at the start {host['load'][0]:.1f} on {host['cores']} cores."
+    )
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure what this machine can in the time given."
+    )
+    parser.add_argument("--minutes", type=command.positive, default=10.0, help="time to keep to (10)")
+    parser.add_argument(
+        "--only", nargs="+", choices=WEIGHTS, metavar="BENCHMARK", help=f"of {', '.join(WEIGHTS)} (all)"
+    )
+    parser.add_argument(
+        "--folder",
+        type=pathlib.Path,
+        default=pathlib.Path(__file__).parent,
+        help="where RESULTS.md and results/ go (beside this program)",
+    )
+    parser.add_argument("--data-dir", help="prepared CIFAR-10 for `precision`; handwritten digits if not given")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write and print."""
+    args = parse(argv)
+    options = OPTIONS | ({"precision": ["--data-dir", args.data_dir]} if args.data_dir else {})
+    print(measure(args.only or list(WEIGHTS), args.minutes, args.folder, options))
+
+
+if __name__ == "__main__":
+    main()
