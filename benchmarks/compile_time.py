@@ -44,6 +44,8 @@ STAGES = (
 
 def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
     """Measure compilation, then starts, then imports."""
+    # Cold is cold, also where the caller keeps compiled programs.
+    jax.config.update("jax_enable_compilation_cache", False)
     cold = compilations(args, budget.share(0.5))
     command.progress("starting the program without compiled programs, then with them")
     starts = first_steps(args, budget)

@@ -34,7 +34,8 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
     counts = jax.local_devices()[0].memory_stats() is not None
     methods: dict[str, Any] = {}
     left_out, slowest = [], 0.0
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as temporary:
+        cache = jax.config.jax_compilation_cache_dir or temporary
         if counts:
             jax.config.update("jax_compilation_cache_dir", cache)
         for method in args.methods:

@@ -28,7 +28,7 @@ import numpy as np
 from flax import nnx
 
 import saner_jax
-from benchmarks import command, environment, rounding, statistics, tables, timing
+from benchmarks import command, environment, rounding, statistics, tables, timing, workload
 from examples.noisy_images import companions, models, run, training
 from examples.noisy_images import config as configuration
 from examples.noisy_images.config import PAPER, Config
@@ -89,7 +89,7 @@ class Training:
     def __init__(self, config: Config, seed: int, precision: str):
         self.config = dataclasses.replace(config, seed=seed, precision="float32" if emulated(precision) else precision)
         self.dataset = run.prepare(self.config).dataset
-        self.trainer = training.Trainer(self.config, self.dataset)
+        self.trainer = workload.trainer(self.config, self.dataset)
         self._seed = jnp.asarray(seed, jnp.uint32)
         self.images = training.Images(jnp.asarray(self.dataset.train.images), jnp.asarray(self.dataset.train.labels))
         self._step = self.trainer.functions.train_step

@@ -26,6 +26,9 @@ from examples.noisy_images import models
 from examples.noisy_images.config import PAPER
 
 DEFAULT_METHODS = ("sgd", "sam", "saner", "sam-unmonitored", "saner-unmonitored", "optax.contrib.sam")
+# A method under other settings of the program.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"saner-not-augmented": ("saner", {"augment": False})}
+METHODS = (*workload.METHODS, *VARIANTS)
 # Measured where nothing is asked for, by the device's own; a CPU has no TF32.
 PRECISIONS = {"float32": ("float32",), "bfloat16": ("bfloat16", "float32", "tf32")}
 # What a target is about; the first pair of model and precision counts.
@@ -38,6 +41,7 @@ RATIOS = (
     *TARGET_RATIOS.values(),
     Ratio("sam", "sam-unmonitored"),
     Ratio("saner", "saner-unmonitored"),
+    Ratio("saner", "saner-not-augmented"),
     Ratio("saner-unmonitored", "sam-unmonitored"),
     Ratio("sam-unmonitored", "sgd", factor=2),
     *(Ratio(f"{base}+saner", base) for base in ("asam", "gsam", "fsam", "vasso")),
@@ -55,13 +59,15 @@ def measure_pair(
             command.progress(f"{model}, {precision}: no time left to compile {method}")
             continue
         command.progress(f"{model}, {precision}: compiling {method}")
+        name, settings = VARIANTS.get(method, (method, {}))
         config = dataclasses.replace(
             PAPER,
             model=model,
             width=args.width,
             precision=precision,
-            method=method,
+            method=name,
             batch_size=args.batch_size,
+            **settings,
         )
         work = workload.Workload(config, args.steps_per_call, (args.side, args.side, 3))
         compiled = work.compile()
@@ -184,10 +190,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--methods",
         nargs="+",
-        choices=workload.METHODS,
+        choices=METHODS,
         default=DEFAULT_METHODS,
         metavar="METHOD",
-        help=f"of {', '.join(workload.METHODS)} ({' '.join(DEFAULT_METHODS)})",
+        help=f"of {', '.join(METHODS)} ({' '.join(DEFAULT_METHODS)})",
     )
     parser.add_argument(
         "--precisions",

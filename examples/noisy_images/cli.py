@@ -321,7 +321,8 @@ def keep_compiled_programs() -> None:
     """Keep compiled programs on disk, so that a second start does not compile again."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "saner_jax" / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+    # The small ones too: half a hundred of them take a second of every start.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def show_summary(summary: dict[str, Any], folder: Path) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import compile_time, epoch, memory, train_step
+from benchmarks import compile_time, epoch, first_step, memory, train_step
+from examples.noisy_images import run as run_of_the_program
 from examples.noisy_images.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -94,13 +95,23 @@ def test_import_times_are_added_up_by_package():
 
 def test_program_is_started_up_to_its_first_step(tmp_path):
     """The stages come in their order, and nothing of the run is left but its folder."""
-    args = compile_time.parse(["--model", "mlp", "--width", "0.03", "--batch-size", "4", "--images", "64"])
+    args = compile_time.parse(["--model", "mlp", "--width", "0.03", "--batch-size", "8", "--images", "64"])
     args.starts = 0
     started = time.monotonic()
     marks = compile_time.first_steps(args, compile_time.timing.Budget())["cold"]
     assert tuple(marks) == compile_time.STAGES
     times = list(marks.values())
     assert 0 < times[0] and times == sorted(times) and times[-1] < time.monotonic() - started
+
+
+def test_program_is_started_without_a_command_line_where_tyro_is_missing(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run_of_the_program, "train", lambda *args: asked.append(args))
+    arguments = "train --dataset npz --width 0.5 --batch-size 8 --noise none --name cold".split()
+    first_step._without_command_line([*arguments, "--out", str(tmp_path)])
+    ((config, folder),) = asked
+    assert (config.dataset, config.width, config.batch_size, config.noise) == ("npz", 0.5, 8, "none")
+    assert config.epochs == 200 and folder == tmp_path / "cold"
 
 
 def test_compile_time(tmp_path, capsys, monkeypatch, toy):

@@ -56,7 +56,7 @@ def problem():
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((3, 3, 2, 4)), rng.standard_normal((4, 3))
     images, labels = rng.standard_normal((5, 4, 4, 2)), np.array([0, 1, 2, 0, 1], np.int32)
-    return jax.tree.map(jnp.float32, (weights, images)) + (jnp.asarray(labels),)
+    return *jax.tree.map(jnp.float32, (weights, images)), jnp.asarray(labels)
 
 
 def test_operands_are_rounded_in_both_passes():
