@@ -120,7 +120,7 @@ def test_pytorch_computes_the_same_step():
     """Where the peers are installed: in float64 the two sides' steps are one."""
     for module in peers.PEERS:
         pytest.importorskip(module)
-    checks = peers.check(["sgd", "sam", "saner"], compile_=False)
+    checks = peers.check(["sgd", "sam", "saner"])
     assert all(checked["agrees"] for checked in checks.values()), checks
 
 
