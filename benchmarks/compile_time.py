@@ -4,7 +4,7 @@
 
 Cold: the training step of a method is traced and compiled with nothing kept, its parts apart. Warm: the training
 program's real command line is started in a fresh process, whose compiled programs an earlier start has left on disk, up
-to the end of its first step; stages of the way are marked (see `first_step`), and imports are counted by package. The
+to the end of its first step (of its first epoch, on accelerators); stages of the way are marked (see `first_step`), and imports are counted by package. The
 cache is a temporary one, and the images are random ones in a file.
 """
 

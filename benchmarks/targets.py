@@ -92,7 +92,8 @@ def report(results: Mapping[str, Mapping[str, Any]], platform: str | None, why_n
             values = ("", f"not measurable here: counts on a {target.platform.upper()}")
         else:
             values = ("", "not measured: " + why_not.get(target.benchmark, "see the section"))
-        rows.append((target.what, target.bound, *values, f"`{target.benchmark}`"))
+        what = target.what + ("" if target.platform is None else f", on a {target.platform.upper()}")
+        rows.append((what, target.bound, *values, f"`{target.benchmark}`"))
     return tables.table(("what", "target", "measured (95 %)", "verdict", "by"), rows)
 
 

@@ -177,7 +177,8 @@ def report(results: dict[str, Any]) -> str:
         for name, ratio in pair["ratios"].items():
             target = "" if ratio["target"] is None else f"at most {ratio['target']:.2f}"
             rows.append((name, tables.interval(ratio), target))
-        lines += [*tables.table(("ratio", "time (95 %)", "target"), rows), ""]
+        if rows:
+            lines += [*tables.table(("ratio", "time (95 %)", "target"), rows), ""]
     if results["left_out"]:
         lines += [f"Left out for want of time: {', '.join(results['left_out'])}.", ""]
     return "\n".join(lines + targets.printed(TARGET_RATIOS, results["targets"]))
