@@ -4,8 +4,8 @@
 
 Cold: the training step of a method is traced and compiled with nothing kept, its parts apart. Warm: the training
 program's real command line is started in a fresh process, whose compiled programs an earlier start has left on disk, up
-to the end of its first step (of its first epoch, on accelerators); stages of the way are marked (see `first_step`), and imports are counted by package. The
-cache is a temporary one, and the images are random ones in a file.
+to the end of its first call, which is one step on a CPU and a whole epoch elsewhere. Stages of the way are marked (see
+`first_step`), and imports are counted by package. The cache is a temporary one, the images are random ones in a file.
 """
 
 import argparse

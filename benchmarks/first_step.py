@@ -3,8 +3,9 @@
     python -m benchmarks.first_step STARTED train --dataset digits ...
 
 The program is the real one, from its command line to the end of its first compiled call, which is one step on a CPU and
-a whole epoch elsewhere, as the program has it; it ends there, without leaving a checkpoint. `STARTED` is the time at which the process was asked for (seconds of the epoch), which all times printed
-count from, as one line of JSON. Where tyro is not installed there is no command line, and the run is started below it.
+a whole epoch elsewhere; it ends there, without leaving a checkpoint. `STARTED` is the time at which the process was
+asked for (seconds of the epoch), which all times printed count from, as one line of JSON. Where tyro is not installed
+there is no command line, and the run is started below it.
 """
 
 import dataclasses
