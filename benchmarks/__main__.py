@@ -23,7 +23,7 @@ from examples.noisy_images import files
 
 # What is run, in this order, with the share that each is worth; the targets that weigh most come first.
 WEIGHTS = {
-    "train_step": 3.0,
+    "train_step": 5.0,
     "memory": 1.0,
     "epoch": 2.0,
     "peers": 2.5,

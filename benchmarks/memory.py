@@ -74,7 +74,10 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
 def _in_own_process(args: argparse.Namespace, method: str, cache: str) -> dict[str, Any]:
     options = ("--model", args.model, "--width", str(args.width), "--batch-size", str(args.batch_size))
     line = [sys.executable, "-m", "benchmarks.memory", *options, "--precision", args.precision, "--probe", method]
-    result = subprocess.run([*line, "--cache", cache], capture_output=True, text=True, check=True)
+    result = subprocess.run([*line, "--cache", cache], stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        command.progress(f"the process of {method} ended with status {result.returncode}")
+        return {}
     return json.loads(result.stdout)
 
 
