@@ -87,7 +87,7 @@ _FONT = 9
 _FEW_POINTS = 12
 
 
-def axis(metric: str) -> Axis:
+def axis_of(metric: str) -> Axis:
     """Return how a metric is named and scaled, known or not."""
     words = metric.replace("_", " ")
     return _AXES.get(metric, Axis(words.capitalize(), words))
@@ -143,8 +143,8 @@ def curves_figure(
     handles = {}
     for position, (panel, by_label) in enumerate(lines.items()):
         axes = figure.add_subplot(rows, columns, position + 1)
-        its_axis = axis(panel)
-        scale = 100 if its_axis.percent else 1
+        axis = axis_of(panel)
+        scale = 100 if axis.percent else 1
         for order, (label, (epochs, mean, deviation)) in enumerate(by_label.items()):
             colour, style = styles[label]
             (handles[label],) = axes.plot(
@@ -161,8 +161,8 @@ def curves_figure(
             if deviation is not None:
                 low, high = scale * (mean - deviation), scale * (mean + deviation)
                 axes.fill_between(epochs, low, high, color=colour, alpha=0.25, linewidth=0, zorder=2)
-        axes.set_title(its_axis.title, fontsize=_FONT + 1, loc="left", fontweight="bold")
-        axes.set_ylabel(its_axis.label, fontsize=_FONT)
+        axes.set_title(axis.title, fontsize=_FONT + 1, loc="left", fontweight="bold")
+        axes.set_ylabel(axis.label, fontsize=_FONT)
         axes.set_xlabel("epoch", fontsize=_FONT)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=(1, 2, 2.5, 5, 10)))
@@ -367,10 +367,64 @@ def transition_figure(
     return figure
 
 
-def _head(figure: "Figure", title: str) -> None:
-    # Broken where the figure ends: a letter of this size is about a thirteenth of an inch wide.
-    lines = [textwrap.fill(line, int(13 * figure.get_figwidth())) for line in title.splitlines()]
-    figure.suptitle("\n".join(lines), fontsize=_FONT + 2)
+class Dot(NamedTuple):
+    """A row of a dot plot: a published and a measured number, each with its standard deviation, as far as known."""
+
+    label: str
+    published: tuple[float, float | None] | None
+    measured: tuple[float, float | None] | None
+
+
+def dots_figure(panels: Mapping[str, Sequence[Dot]], title: str) -> "Figure":
+    """Return a dot plot of test accuracies in percent, measured beside published, with one panel a data set."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    rows = max(len(dots) for dots in panels.values())
+    figure = Figure(figsize=(4.6 * len(panels), 0.27 * rows + 1.6), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    kinds = (
+        ("published", "paper", -0.16, {"marker": "s", "color": _COLOURS[3], "markerfacecolor": "white"}),
+        ("measured", "measured", 0.16, {"marker": "o", "color": _COLOURS[0]}),
+    )
+    handles = {}
+    for axes, (name, dots) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for attribute, legend, shift, style in kinds:
+            there = [(row, getattr(dot, attribute)) for row, dot in enumerate(dots) if getattr(dot, attribute)]
+            if there:
+                # A point without a deviation has no bar.
+                handles[legend] = axes.errorbar(
+                    [mean for _, (mean, _) in there],
+                    [row + shift for row, _ in there],
+                    xerr=[deviation or 0 for _, (_, deviation) in there],
+                    linestyle="none",
+                    markersize=4.5,
+                    elinewidth=1.2,
+                    capsize=2,
+                    **style,
+                )
+        axes.set_yticks(range(len(dots)), [dot.label for dot in dots], fontsize=_FONT - 1)
+        axes.set_ylim(len(dots) - 0.5, -0.5)
+        axes.set_title(name, fontsize=_FONT + 1, loc="left", fontweight="bold")
+        axes.set_xlabel("test accuracy, best epoch (%)", fontsize=_FONT)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=(1, 2, 2.5, 5, 10)))
+        axes.tick_params(axis="x", labelsize=_FONT - 1)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=2,
+        fontsize=_FONT,
+        frameon=False,
+        title="bar: plus and minus one standard deviation over seeds",
+        title_fontsize=_FONT - 1,
+    )
+    _head(figure, title)
+    return figure
 
 
 def contact_sheet_figure(images: Sequence[np.ndarray], captions: Sequence[str], title: str) -> "Figure":
@@ -394,6 +448,12 @@ def contact_sheet_figure(images: Sequence[np.ndarray], captions: Sequence[str], 
         axes.text(0.5, -0.04, caption, fontsize=_FONT - 2, **below)
     figure.suptitle("\n".join(textwrap.wrap(title, width=max(38, 16 * columns))), fontsize=_FONT + 1)
     return figure
+
+
+def _head(figure: "Figure", title: str) -> None:
+    # Broken where the figure ends: a letter of this size is about a thirteenth of an inch wide.
+    lines = [textwrap.fill(line, int(13 * figure.get_figwidth())) for line in title.splitlines()]
+    figure.suptitle("\n".join(lines), fontsize=_FONT + 2)
 
 
 def shortened(name: str, most: int = 22) -> str:
