@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from saner_jax._hyperparameters import Hyperparameter, check_hyperparameter, value_at
-from saner_jax._leaves import PyTree, cast_like, multiply, scale_to, select_leaves, widen
+from saner_jax._leaves import PyTree, cast_like, inner_product, multiply, scale_to, select_leaves, widen
 from saner_jax._masks import is_downweighted, leaf_keys, shuffle
 
 
@@ -84,7 +84,7 @@ def subtract_orthogonal(alpha: Hyperparameter) -> optax.GradientTransformationEx
         alpha_now = value_at("alpha", alpha, state.step)
         # The unit vector first: ||h||^2 would underflow for norms that ||h|| still holds.
         unit = scale_to(h, optax.tree.norm(h), jnp.ones([]))
-        parallel = multiply(unit, optax.tree.vdot(g, unit))
+        parallel = multiply(unit, inner_product(g, unit))
         orthogonal = multiply(jax.tree.map(jnp.subtract, g, parallel), alpha_now)
         corrected = jax.tree.map(jnp.subtract, h, orthogonal)
         return cast_like(corrected, updates), SubtractOrthogonalState(optax.safe_increment(state.step), alpha_now)

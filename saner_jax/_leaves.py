@@ -37,6 +37,15 @@ def scale_to(tree: PyTree, norm: jax.Array, target: jax.Array) -> PyTree:
     return multiply(tree, scale)
 
 
+def inner_product(tree: PyTree, other: PyTree) -> jax.Array:
+    """Return the sum over all leaves of the products of their elements.
+
+    Not ``vdot``: it flattens every leaf, for which XLA gathers a sharded one whole on every device, and accelerators
+    may compute it in the lower precision of their matrix products.
+    """
+    return optax.tree.sum(jax.tree.map(jnp.multiply, tree, other))
+
+
 def cosine(dot: jax.Array, norm: jax.Array, other_norm: jax.Array) -> jax.Array:
     """Return ``dot / (norm * other_norm)`` within [-1, 1]; 0 where a norm is zero, NaN where one is NaN."""
     norms = norm * other_norm

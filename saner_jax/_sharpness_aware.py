@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import optax
 
 from saner_jax._descent import Reweighting
-from saner_jax._leaves import PyTree, cast_like, check_floating, check_same_tree, cosine, select_leaves, widen
+from saner_jax._leaves import (
+    PyTree,
+    cast_like,
+    check_floating,
+    check_same_tree,
+    cosine,
+    inner_product,
+    select_leaves,
+    widen,
+)
 from saner_jax._masks import is_downweighted, shares
 
 AxisName = str | tuple[str, ...]
@@ -258,5 +267,5 @@ def _monitor(g: PyTree, h: PyTree, perturbation_norm: jax.Array, compared: PyTre
     dtype = jnp.result_type(float)
     share, share_per_leaf = shares(jax.tree.map(is_downweighted, compared, g))
     g_norm, h_norm = optax.tree.norm(g), optax.tree.norm(h)
-    scalars = (cosine(optax.tree.vdot(g, h), g_norm, h_norm), g_norm, h_norm, perturbation_norm)
+    scalars = (cosine(inner_product(g, h), g_norm, h_norm), g_norm, h_norm, perturbation_norm)
     return Monitored(share, share_per_leaf, *(jnp.asarray(x, dtype) for x in scalars))

@@ -1,4 +1,8 @@
-"""m-SAM through ``axis_name`` against a reference that loops over the groups: ``vmap``, ``pmap``, ``shard_map``."""
+"""m-SAM through ``axis_name`` against a reference that loops over the groups: ``vmap``, ``pmap``, ``shard_map``.
+
+With replicated parameters, and with parameters that are sharded over another axis of the mesh or over that of the
+groups.
+"""
 
 import functools
 
@@ -16,8 +20,8 @@ from tests import references as ref
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-AXIS = "groups"
-STEPS, GROUPS, SIZE, DIMENSION = 6, 4, 3, 11
+AXIS, SHARDS = "groups", "shards"
+STEPS, GROUPS, SIZE, DIMENSION = 6, 4, 3, 12
 RHO = 0.4
 
 CASES = {
@@ -96,9 +100,56 @@ def by_shard_map(tx):
     return sharded(lambda params, state, batch: step(params, state, jax.tree.map(lambda x: x[0], batch)))
 
 
+def by_shard_map_over_groups_alone(mesh):
+    """Parameters are sharded over the mesh's other axis, which ``shard_map`` leaves to XLA: norms stay global."""
+
+    def transform(tx):
+        step = step_of(tx, to_varying)
+        mapped = jax.shard_map(
+            lambda params, state, batch: step(params, state, jax.tree.map(lambda x: x[0], batch)),
+            mesh=mesh,
+            in_specs=(P(), P(), P(AXIS)),
+            out_specs=(P(), P()),
+            axis_names={AXIS},
+        )
+        return with_sharded_params(jax.jit(mapped), tx, mesh, SHARDS)
+
+    return transform
+
+
+def by_vmap_over_sharded(mesh, axis):
+    """Groups lie on the mesh's first axis, parameters are sharded over ``axis``; all of it is left to XLA."""
+
+    def transform(tx):
+        return with_sharded_params(by_jitted_vmap(tx), tx, mesh, axis)
+
+    return transform
+
+
+def with_sharded_params(step, tx, mesh, axis):
+    """Shard every parameter, its averages and its momentum along the last dimension; check that updates are, too."""
+
+    def placed(leaf):
+        return jax.device_put(leaf, jax.NamedSharding(mesh, P(*(None,) * (jnp.ndim(leaf) - 1), axis)))
+
+    def run(params, state, batch):
+        params, state = jax.tree.map(placed, params), optax.tree.map_params(tx, placed, state)
+        batch = jax.device_put(batch, jax.NamedSharding(mesh, P(AXIS)))
+        updates, state = step(params, state, batch)
+        for update, param in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
+            assert update.sharding.is_equivalent_to(param.sharding, update.ndim)
+        return updates, state
+
+    return run
+
+
+def mesh_of(groups, shards):
+    return Mesh(np.array(jax.devices()[: groups * shards]).reshape(groups, shards), (AXIS, SHARDS))
+
+
 def tree():
     rng = np.random.default_rng(0)
-    return {"a": rng.normal(size=(2, 3)), "b": (rng.normal(size=5),)}
+    return {"a": rng.normal(size=(2, 4)), "b": (rng.normal(size=4),)}
 
 
 def flat(tree):
@@ -153,6 +204,20 @@ def test_groups_equal_the_loop_over_groups(name):
 @pytest.mark.parametrize("name", ["saner", "fsam+saner", "vasso+saner"])
 def test_groups_on_devices_equal_the_loop_over_groups(name, transform):
     compare(name, transform, GROUPS, SIZE)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 4), (4, 2)], ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("name", ["saner", "gsam+saner", "fsam+saner"])
+def test_groups_with_sharded_parameters_equal_the_loop_over_groups(name, shape):
+    """Parameters, averages and momentum are sharded over a second axis of the mesh."""
+    compare(name, by_shard_map_over_groups_alone(mesh_of(*shape)), shape[0], SIZE)
+
+
+@pytest.mark.parametrize("axis", [AXIS, SHARDS])
+@pytest.mark.parametrize("name", ["saner", "gsam+saner"])
+def test_vmapped_groups_with_sharded_parameters_equal_the_loop_over_groups(name, axis):
+    """Parameters may then be sharded over the axis on which the groups lie as well."""
+    compare(name, by_vmap_over_sharded(mesh_of(4, 2), axis), 4, SIZE)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -234,3 +299,49 @@ def test_sharded_batch_under_jit_needs_no_axis_name():
         expected = ref.Optimizer(ref.SAM(RHO), None, ref.Downweight(0.5))
         expected.step(flat(params), [whole.gradient])
         np.testing.assert_allclose(flat(updates), expected.u, rtol=0, atol=1e-10)
+
+
+def scale_to_norm_of_shards(rho, axis):
+    """SAM's ascent for parameters that ``shard_map`` has cut: the norm is summed over the axis of the shards."""
+
+    def update(updates, state, params=None, **extra_args):
+        norm = jnp.sqrt(jax.lax.psum(optax.tree.norm(updates, squared=True), axis))
+        return jax.tree.map(lambda g: rho * g / norm, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def shards_in_shard_map(tx, mesh, params, batches):
+    """One update with both axes of the mesh manual: a device sees its shard of the parameters and its group's batch."""
+
+    def step(w, a, b):
+        def loss_fn(w):
+            prediction = jnp.tanh(jax.lax.psum(a[0] @ w, SHARDS))
+            return jnp.mean((prediction - b[0]) ** 2) + jax.lax.psum(jnp.sum(jnp.cos(3 * w)), SHARDS) / DIMENSION
+
+        grads = jax.grad(loss_fn)(to_varying(w))
+        return tx.update(grads, tx.init(w), w, grad_fn=jax.grad(loss_fn))[0]
+
+    specs = P(SHARDS), P(AXIS, None, SHARDS), P(AXIS)
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P(SHARDS)))(params, *batches)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 4), (4, 2)], ids=lambda shape: "x".join(map(str, shape)))
+def test_manually_sharded_parameters_need_an_ascent_that_sums_their_norm(shape):
+    """Where the parameters' axis is manual as well, a norm is that of a shard unless the ascent stage sums it."""
+    (groups,) = grouped_batches(groups=shape[0], steps=1)
+    w = flat(tree())
+    expected = ref.Optimizer(ref.SAM(RHO), None, ref.Downweight(0.5))
+    expected.step(w, [b.gradient for b in groups])
+    with jax.enable_x64(True):
+        of_shards, of_one_shard = (
+            flat(
+                shards_in_shard_map(
+                    saner_jax.sharpness_aware(ascent, saner_jax.downweight(0.5), axis_name=AXIS),
+                    mesh_of(*shape), jnp.asarray(w), stacked(groups),
+                )
+            )
+            for ascent in (scale_to_norm_of_shards(RHO, SHARDS), saner_jax.scale_to_norm(RHO))
+        )  # fmt: skip
+    np.testing.assert_allclose(of_shards, expected.u, rtol=0, atol=1e-10)
+    assert np.max(np.abs(of_one_shard - expected.u)) > 1e-3
