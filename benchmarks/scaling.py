@@ -139,6 +139,8 @@ def over_devices(
             row[name] = {
                 "state_bytes": memory.argument_size_in_bytes,
                 "temporary_bytes": memory.temp_size_in_bytes,
+                # As XLA states it: on TPUs the peak of all that the step holds, on CPUs less than the temporary memory.
+                "stated_peak_bytes": memory.peak_memory_in_bytes,
                 "received_bytes": collectives.received(counted),
                 "arrays": sum(counted.values()),
             }

@@ -122,6 +122,19 @@ def test_pmap_and_shard_map_are_m_sam_of_vmap():
         assert_close(names["params"], by_vmap["params"])
 
 
+def test_sharded_parameters_equal_one_device():
+    name = "Sharded parameters"
+    two, one = run(name), run(name, {"jax.devices()[:2]": "jax.devices()[:1]"})
+    assert two["params"]["in"].addressable_shards[0].data.shape == (4, 16)
+    assert_close(two["params"], one["params"])
+
+
+def test_groups_with_sharded_parameters_equal_those_with_whole_ones():
+    name = "Sharded parameters (second)"
+    whole = run(name, {"jax.devices()[:4]).reshape(2, 2)": "jax.devices()[:2]).reshape(2, 1)"})
+    assert_close(run(name)["params"], whole["params"])
+
+
 def test_what_is_said_of_clip_after_saner():
     h = jnp.array([jnp.inf, 1.0])
     for clip, hidden in ((optax.clip(1.0), True), (optax.clip_by_global_norm(1.0), False)):

@@ -22,6 +22,17 @@ def cut_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(DEVICES))
 
 
+def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Attend to the past; all of shape (batch, length, heads, size).
+
+    Written out because ``jax.nn.dot_product_attention`` takes its softmax in float32, also of float64.
+    """
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / jnp.sqrt(query.shape[-1]).astype(query.dtype)
+    past = jnp.tri(query.shape[1], dtype=bool)
+    weights = jax.nn.softmax(jnp.where(past, scores, -jnp.inf))
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
 class Block(nnx.Module):
     """Causal self-attention and a feed-forward layer, each behind a norm and added to its input."""
 
@@ -38,7 +49,7 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map activations (batch, length, embedding) to the same shape."""
         heads = self.qkv(self.attention_norm(x)).reshape(*x.shape[:2], self.heads, -1)
-        attended = jax.nn.dot_product_attention(*jnp.split(heads, 3, axis=-1), is_causal=True)
+        attended = causal_attention(*jnp.split(heads, 3, axis=-1))
         x = cut_batch(x + self.attention_out(attended.reshape(x.shape)))
         return cut_batch(x + self.down(nnx.gelu(self.up(self.feed_forward_norm(x)))))
 

@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 from benchmarks import collectives, scaling
 from examples.sharded_transformer import training
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 SMALL = training.Config(vocabulary=8, length=4, embedding=16, heads=2, layers=1, batch=8)
 
 
@@ -55,15 +57,14 @@ def test_command_writes_draws_and_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scaling, "TRANSFORMER", SMALL)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)  # eight devices are there already
     figure = tmp_path / "figure.png"
-    arguments = f"--leaves 2 4 --parameters 100 1000 --devices 1 2 --repeats 1 --rounds 3 --figure {figure}"
+    arguments = f"--leaves 2 4 --parameters 100 1000 --devices 2 --repeats 1 --rounds 3 --figure {figure}"
     results = scaling.main([*arguments.split(), "--output", str(tmp_path / "scaling.json")])
     assert figure.stat().st_size > 10_000
     assert (tmp_path / "scaling.json").exists()
     assert [row["leaves"] for row in results["leaves"]] == [2, 4]
-    one, two = (row["SANER"] for row in results["devices"])
-    assert one["received_bytes"] == {} and two["received_bytes"]["all-gather"] > 0
-    # Half of the parameters, momenta and second moments; steps and the like are whole.
-    assert two["state_bytes"] == pytest.approx(one["state_bytes"] / 2, rel=0.05)
+    (two,) = results["devices"]
+    gathered = two["SANER"]["received_bytes"]["all-gather"]
+    assert gathered == two["two passes"]["received_bytes"]["all-gather"] > 0
     printed = capsys.readouterr().out
     for text in ("| leaves |", "| parameters |", "| devices |", "what SANER adds"):
         assert text in printed

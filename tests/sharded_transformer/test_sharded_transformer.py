@@ -1,5 +1,7 @@
 """The transformer with sharded state: one trajectory on any number of devices, no traffic but the model's own."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,55 +25,71 @@ def batches(steps, config=CONFIG):
     return [(text[i, :-1], text[i, 1:]) for i in (training.batch_indices(config, step) for step in steps)]
 
 
-def train(devices, steps, state=None, dtype=jnp.float64):
-    """Return the state after these steps on so many devices, and the losses."""
+@functools.cache
+def program(devices):
+    """The program in float64 on so many devices, with its mesh; every test that needs it compiles it once."""
     mesh = training.device_mesh(jax.devices()[:devices])
+    return mesh, training.program(CONFIG, mesh, dtype=jnp.float64)
+
+
+def train(devices, steps, state):
+    """Return the state after these steps on so many devices, and the losses."""
+    mesh, functions = program(devices)
     with jax.set_mesh(mesh):
-        program = training.program(CONFIG, mesh, dtype=dtype)
-        state = program.init() if state is None else state(program.abstract)
+        # A copy, since a step uses its state up.
+        placement = jax.tree.map(lambda leaf: leaf.sharding, functions.abstract)
+        state = jax.device_put(jax.tree.map(np.array, state), placement)
         losses = []
         for tokens, targets in batches(steps):
-            state, loss = program.step(state, tokens, targets)
+            state, loss = functions.step(state, tokens, targets)
             losses.append(float(loss))
     return state, losses
 
 
-@pytest.fixture(scope="module")
-def alone():
+@pytest.fixture(scope="module", autouse=True)
+def float64():
     with jax.enable_x64(True):
-        return train(1, range(4))
+        yield
+
+
+@pytest.fixture(scope="module")
+def start():
+    mesh, functions = program(8)
+    with jax.set_mesh(mesh):
+        return functions.init()
+
+
+@pytest.fixture(scope="module")
+def alone(start):
+    return train(1, range(4), start)
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_same_trajectory_on_several_devices(devices, alone):
-    with jax.enable_x64(True):
-        state, losses = train(devices, range(4))
-        assert losses == pytest.approx(alone[1], rel=1e-12)
-        for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(alone[0]), strict=True):
-            assert leaf.dtype == expected.dtype
-            np.testing.assert_allclose(leaf, expected, rtol=0, atol=1e-10 * max(1e-3, np.max(np.abs(expected))))
+def test_same_trajectory_on_several_devices(devices, start, alone):
+    state, losses = train(devices, range(4), start)
+    assert losses == pytest.approx(alone[1], rel=1e-12)
+    for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(alone[0]), strict=True):
+        assert leaf.dtype == expected.dtype
+        # Adam divides by |g| + 1e-8, which enlarges a rounding difference in a gradient near zero.
+        np.testing.assert_allclose(leaf, expected, rtol=0, atol=1e-8 * CONFIG.learning_rate)
 
 
-def test_every_device_holds_its_share(alone):
+def test_every_device_holds_its_share(start):
     """All that has the shape of a parameter is cut: parameters, momenta, second moments."""
-    with jax.enable_x64(True):
-        mesh = training.device_mesh(jax.devices()[:8])
-        with jax.set_mesh(mesh):
-            state = training.program(CONFIG, mesh).init()
-    arrays = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
-    assert len(arrays) == 3 * len(jax.tree.leaves(state.params))
+    arrays = [leaf for leaf in jax.tree.leaves(start) if leaf.ndim]
+    assert len(arrays) == 3 * len(jax.tree.leaves(start.params))
     for leaf in arrays:
         assert 8 * leaf.addressable_shards[0].data.size == leaf.size
 
 
-def test_resumes_on_another_number_of_devices(alone, tmp_path):
-    with jax.enable_x64(True):
-        checkpoints.save(tmp_path, train(2, range(2))[0])
-        state, losses = train(4, range(2, 4), state=lambda abstract: checkpoints.restore(tmp_path, abstract))
-        assert losses == pytest.approx(alone[1][2:], rel=1e-12)
-        for leaf, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone[0].params), strict=True):
-            assert leaf.sharding.num_devices == 4
-            np.testing.assert_allclose(leaf, expected, rtol=0, atol=1e-10)
+def test_resumes_on_another_number_of_devices(start, alone, tmp_path):
+    checkpoints.save(tmp_path, train(2, range(2), start)[0])
+    restored = checkpoints.restore(tmp_path, program(4)[1].abstract)
+    assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(restored)} == {4}
+    state, losses = train(4, range(2, 4), restored)
+    assert losses == pytest.approx(alone[1][2:], rel=1e-12)
+    for leaf, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone[0].params), strict=True):
+        np.testing.assert_allclose(leaf, expected, rtol=0, atol=1e-8 * CONFIG.learning_rate)
 
 
 def test_no_checkpoint_is_nothing_to_resume(tmp_path):
