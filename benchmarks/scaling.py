@@ -296,7 +296,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print and, if asked, write and draw."""
     args = parse(argv)
-    if jax.config.jax_platforms in (None, "cpu") and args.topology is None:
+    if args.topology is None:
         jax.config.update("jax_num_cpu_devices", max(args.devices))
     args.memory_kept = environment.keep_freed_memory()
     results = command.run("scaling", args, argv, measure, report, packages=("libtpu",))
