@@ -43,7 +43,8 @@ def inner_product(tree: PyTree, other: PyTree) -> jax.Array:
     Not ``vdot``: it flattens every leaf, for which XLA gathers a sharded one whole on every device, and accelerators
     may compute it in the lower precision of their matrix products.
     """
-    return optax.tree.sum(jax.tree.map(jnp.multiply, tree, other))
+    product: jax.Array = optax.tree.sum(jax.tree.map(jnp.multiply, tree, other))
+    return product
 
 
 def cosine(dot: jax.Array, norm: jax.Array, other_norm: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from saner_jax._leaves import PyTree, check_floating, check_same_tree, cosine, widen
+from saner_jax._leaves import PyTree, check_floating, check_same_tree, cosine, inner_product, widen
 from saner_jax._masks import is_downweighted, is_grown, is_turned, leaf_keys, shares, shuffle
 
 
@@ -199,7 +199,7 @@ def alignment(grads: PyTree, mask: PyTree, reference: PyTree) -> Alignment:
 
 
 def _cosine(a: PyTree, b: PyTree) -> jax.Array:
-    return cosine(optax.tree.vdot(a, b), optax.tree.norm(a), optax.tree.norm(b))
+    return cosine(inner_product(a, b), optax.tree.norm(a), optax.tree.norm(b))
 
 
 def _widened_pair(g: PyTree, h: PyTree) -> tuple[PyTree, PyTree]:
