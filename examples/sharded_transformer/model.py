@@ -2,8 +2,8 @@
 
 Every parameter names its cut where it is made (``nnx.with_partitioning``), so that Flax can derive the placement of
 parameters, gradients and optimizer state from the model alone. The batch is cut over the same axis of the mesh. A block
-then gathers its weights when it computes, and gives them up again: blocks are one scanned, rematerialized computation,
-so a device holds one block's whole weights and gradients at a time.
+gathers its weights when it computes. Blocks are one scanned, rematerialized computation, so that a device need not hold
+more than one block's whole weights at a time, and compile time does not grow with their number.
 """
 
 import functools
@@ -72,7 +72,7 @@ class Transformer(nnx.Module):
             nnx.Embed, features=embedding, param_dtype=dtype, embedding_init=_normal(None, DEVICES), rngs=rngs
         )
 
-        # The parameters of all blocks are stacked: compile time does not grow with their number.
+        # The parameters of all blocks are stacked along a first dimension, which is not cut.
         @nnx.split_rngs(splits=layers)
         @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
         def blocks(rngs: nnx.Rngs) -> Block:
