@@ -27,6 +27,8 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
         )
+        # JAX's preemption service counts the questions put to it, and the training loop alone puts them.
+        self._manager.reached_preemption = lambda step: False
 
     def save(self, state: State, extra: dict[str, Any]) -> None:
         """Write ``state`` in the background; ``extra`` (JSON values: epoch, best epoch) travels with it."""
@@ -61,7 +63,10 @@ class Checkpoints:
                 f"the checkpoint {self._folder / str(step)} cannot be read ({type(error).__name__}: "
                 f"{str(error).splitlines()[0] if str(error) else 'no message'}); remove it to go on from an older one."
             ) from error
-        leaves = [jax.device_put(restored[name]) for name in _by_name(like)]
+        leaves = [
+            jax.make_array_from_process_local_data(leaf.sharding, restored[name])
+            for name, leaf in _by_name(like).items()
+        ]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), run
 
     @property

@@ -14,6 +14,7 @@ import tyro
 from examples.noisy_images import comparison, presets
 from examples.noisy_images.config import PAPER, Config, run_name
 from examples.noisy_images.errors import Interrupted, UserError
+from examples.noisy_images.launch import HERE, Launch, join
 from examples.noisy_images.paper import Circumstances
 from examples.noisy_images.presets import Scale, Selection
 
@@ -31,6 +32,7 @@ def compare_under(protocol: Config) -> Callable[..., None]:
         seeds: tuple[int, ...] = (0, 1, 2),
         name: str | None = None,
         out: Path = RUNS,
+        launch: Options[Launch] = HERE,
     ) -> None:
         """Train several methods under one protocol; print a table and write a figure.
 
@@ -43,9 +45,11 @@ def compare_under(protocol: Config) -> Callable[..., None]:
             seeds: Training seeds, each with a noise draw of its own.
             name: Folder of the comparison; the data set's name if not given.
             out: Folder of all runs.
+            launch: Where they are computed.
         """
+        join(launch)
         folder = out / (name or config.dataset)
-        comparison.show(comparison.compare(config, methods, seeds, folder), folder)
+        comparison.show(comparison.compare(config, methods, seeds, folder, launch.devices), folder)
 
     return compare
 
@@ -55,6 +59,7 @@ def train(
     seeds: tuple[int, ...] = (),
     name: str | None = None,
     out: Path = RUNS,
+    launch: Options[Launch] = HERE,
 ) -> None:
     """Train one configuration, with one seed or with several; the defaults are the paper's protocol.
 
@@ -63,7 +68,9 @@ def train(
         seeds: Several training seeds, one run each; overrides --seed.
         name: Folder of the run; made from all settings that are not the paper's if not given.
         out: Folder of all runs.
+        launch: Where it is computed.
     """
+    join(launch)
     from examples.noisy_images import run
 
     if seeds:
@@ -71,29 +78,33 @@ def train(
     for seed in seeds or (config.seed,):
         one = dataclasses.replace(config, seed=seed)
         folder = out / (run_name(one) if name is None else name if not seeds else f"{name}-seed{seed}")
-        show_summary(run.train(one, folder), folder)
+        show_summary(run.train(one, folder, launch.devices), folder)
 
 
-def resume(folder: tyro.conf.Positional[Path]) -> None:
+def resume(folder: tyro.conf.Positional[Path], launch: Options[Launch] = HERE) -> None:
     """Go on with a run that was stopped, from its newest checkpoint.
 
     Args:
         folder: Folder of the run.
+        launch: Where it is computed, which may be elsewhere than it was.
     """
+    join(launch)
     from examples.noisy_images import run
 
-    show_summary(run.resume(folder), folder)
+    show_summary(run.resume(folder, launch.devices), folder)
 
 
-def evaluate(folder: tyro.conf.Positional[Path]) -> None:
+def evaluate(folder: tyro.conf.Positional[Path], launch: Options[Launch] = HERE) -> None:
     """Measure a run's newest checkpoint on all its sets.
 
     Args:
         folder: Folder of the run.
+        launch: Where it is computed.
     """
+    join(launch)
     from examples.noisy_images import run
 
-    for metric, value in run.evaluate(folder).items():
+    for metric, value in run.evaluate(folder, launch.devices).items():
         print(f"{metric:>24}  {value:.4f}" if isinstance(value, float) else f"{metric:>24}  {value}")
 
 

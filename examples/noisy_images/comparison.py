@@ -38,7 +38,13 @@ COLUMNS = {
 }
 
 
-def compare(config: Config, method_names: Sequence[str], seeds: Sequence[int], folder: Path) -> dict[str, Any]:
+def compare(
+    config: Config,
+    method_names: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    device_count: int | None = None,
+) -> dict[str, Any]:
     """Train every method with every seed and write the table and the figure; complete runs are not run again."""
     # Here and below imported where it is used, so that --help does not wait for JAX.
     from examples.noisy_images import methods
@@ -59,7 +65,7 @@ def compare(config: Config, method_names: Sequence[str], seeds: Sequence[int], f
     for one, its_config in runs.items():
         configuration.check_same_run(its_config, one)
     for one, its_config in runs.items():
-        run_one(its_config, one)
+        run_one(its_config, one, device_count)
     return report(folder, method_names, seeds)
 
 
@@ -69,14 +75,14 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise UserError(f"--seeds must be different numbers, got {' '.join(map(str, seeds)) or 'none'}.")
 
 
-def run_one(config: Config, folder: Path) -> None:
+def run_one(config: Config, folder: Path, device_count: int | None = None) -> None:
     """Bring one run to its end: start it, go on with it, or leave it as it is when it is complete."""
     from examples.noisy_images import run
 
     if not (folder / "config.json").exists():
-        run.train(config, folder)
+        run.train(config, folder, device_count)
     elif not (folder / "summary.json").exists():
-        run.resume(folder)
+        run.resume(folder, device_count)
 
 
 def report(folder: Path, method_names: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:

@@ -73,6 +73,8 @@ class Config:
     """Weight of the past in the running statistics."""
     batch_norm_epsilon: float = 1e-5
     """Added to the variance."""
+    batch_norm_groups: int = 1
+    """Equal parts of a batch with BatchNorm statistics of their own: as many as devices for statistics per device."""
     dropout: float = 0.0
     """Dropout rate."""
     precision: str = "float32"
@@ -116,7 +118,11 @@ class Config:
     epochs: int = 200
     """Passes over the training set; the last short batch is dropped."""
     batch_size: int = 128
-    """Samples a step."""
+    """Samples a step, on all devices together."""
+    accumulate: int = 1
+    """Micro-batches that a step takes one after the other, for batches larger than memory."""
+    rematerialise: bool = False
+    """Compute what stands inside a network's blocks again in the backward pass: less memory, more time."""
     learning_rate: float = 0.1
     """Initial learning rate."""
     learning_rate_schedule: str = "step"
@@ -183,7 +189,9 @@ CHOICES = {
     "learning_rate_schedule": ("step", "cosine", "constant"),
 }
 _SHARES = ("rate", "holdout", "alpha_ramp", "forget_rate")
-_AT_LEAST_ONE = ("epochs", "batch_size", "evaluate_every", "checkpoint_every", "image_size")
+_AT_LEAST_ONE = (
+    *("epochs", "batch_size", "accumulate", "batch_norm_groups", "evaluate_every", "checkpoint_every", "image_size"),
+)
 _NOT_NEGATIVE = (
     "learning_rate",
     "momentum",
@@ -219,6 +227,12 @@ def check(config: Config) -> None:
         raise UserError(f"--folds must be at least 2, got {config.folds}.")
     if not 0 <= config.fold < (config.folds or 1):
         raise UserError(f"--fold must be at least 0 and below --folds, got {config.fold} of {config.folds}.")
+    parts = config.accumulate * config.batch_norm_groups
+    if config.batch_size % parts:
+        raise UserError(
+            f"--batch-size {config.batch_size} is not a multiple of {parts}, --accumulate ({config.accumulate}) times "
+            f"--batch-norm-groups ({config.batch_norm_groups}): choose one that is."
+        )
     # The second network of Co-teaching is initialised from the upper half of the 32-bit seeds.
     if config.seed >= 2**31:
         raise UserError(f"--seed must be below 2**31, got {config.seed}.")

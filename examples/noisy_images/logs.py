@@ -40,6 +40,28 @@ def progress(label: str, epochs: int, steps_per_epoch: int, start_step: int) -> 
     return _Lines(label, epochs)
 
 
+class Silent:
+    """What shows and writes nothing, for processes that others speak for."""
+
+    def step(self, step: int) -> None:
+        pass
+
+    def epoch(self, metrics: Mapping[str, Any]) -> None:
+        pass
+
+    def write(self, metrics: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+
 class _Lines:
     """One line an epoch."""
 

@@ -15,6 +15,8 @@ sharpness.json    written by the command `sharpness`
 
 import dataclasses
 import importlib.metadata
+import json
+import os
 import platform
 import shlex
 import signal
@@ -30,7 +32,20 @@ import jax
 import numpy as np
 
 from examples.noisy_images import config as configuration
-from examples.noisy_images import data, errors, files, logs, memorization, methods, metrics, models, noise, training
+from examples.noisy_images import (
+    data,
+    devices,
+    errors,
+    files,
+    launch,
+    logs,
+    memorization,
+    methods,
+    metrics,
+    models,
+    noise,
+    training,
+)
 from examples.noisy_images.checkpoints import Checkpoints
 from examples.noisy_images.config import Config
 from examples.noisy_images.data import human_labels
@@ -43,8 +58,7 @@ class Interrupted(errors.Interrupted):
     """Training was asked to stop and has saved where it stands."""
 
     def __init__(self, folder: Path, step: int):
-        command = shlex.join(["python", "-m", "examples.noisy_images", "resume", str(folder)])
-        super().__init__(f"stopped after step {step}; go on with: {command}")
+        super().__init__(f"stopped after step {step}; go on with: {launch.resume_command(folder)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +147,8 @@ def add_noise(config: Config, dataset: data.Dataset, train: data.Split) -> data.
     return dataclasses.replace(train, labels=labels)
 
 
-def train(config: Config, folder: Path) -> dict[str, Any]:
-    """Train one run from its start to its end; returns the summary.
+def train(config: Config, folder: Path, device_count: int | None = None) -> dict[str, Any]:
+    """Train one run from its start to its end, on all devices or on some; returns the summary.
 
     Raises:
       UserError: The configuration or the data is wrong, or the folder already holds a run.
@@ -147,37 +161,46 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds checkpoints but no config.json: restore it, or choose another --name.")
     # Everything that can be wrong is found before the folder is made.
     prepared = prepare(config)
-    trainer = training.Trainer(config, prepared.dataset)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder} ({error.strerror}): choose another --out.") from error
-    files.write_json(folder / "environment.json", environment())
-    if prepared.audit is not None:
-        print(f"{folder.name}: {prepared.audit.summary()}", flush=True)
-        _optional(lambda: prepared.audit.save(folder))
-    files.write_json(folder / "config.json", configuration.to_json(config))
+    trainer = training.Trainer(config, prepared.dataset, devices.mesh(device_count))
+    # No process makes what another one has not looked for yet.
+    launch.wait_for_others("checked")
+    if launch.is_first():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {folder} ({error.strerror}): choose another --out.") from error
+        files.write_json(folder / "environment.json", environment(trainer.mesh))
+        if prepared.audit is not None:
+            print(f"{folder.name}: {prepared.audit.summary()}", flush=True)
+            _optional(lambda: prepared.audit.save(folder))
+        files.write_json(folder / "config.json", configuration.to_json(config))
     return _fit(trainer, prepared, folder, resume=False)
 
 
-def resume(folder: Path) -> dict[str, Any]:
-    """Go on with a run from its newest checkpoint; returns the summary."""
+def resume(folder: Path, device_count: int | None = None) -> dict[str, Any]:
+    """Go on with a run from its newest checkpoint, on as many devices as there are now; returns the summary."""
     config = configuration.read(folder / "config.json")
     prepared = prepare(config)
-    return _fit(training.Trainer(config, prepared.dataset), prepared, folder, resume=True)
+    trainer = training.Trainer(config, prepared.dataset, devices.mesh(device_count))
+    if launch.is_first():
+        path = folder / "environment.json"
+        of_start = json.loads(path.read_text()) if path.exists() else {}
+        resumed = [*of_start.get("resumed", []), environment(trainer.mesh)]
+        files.write_json(path, of_start | {"resumed": resumed})
+    return _fit(trainer, prepared, folder, resume=True)
 
 
-def evaluate(folder: Path) -> dict[str, float]:
+def evaluate(folder: Path, device_count: int | None = None) -> dict[str, float]:
     """Return the metrics of a run's newest checkpoint on all its sets."""
-    trainer, prepared = restored(folder)
+    trainer, prepared = restored(folder, device_count)
     return {"epoch": trainer.epoch} | measure(trainer, prepared, on_training_set=True)
 
 
-def restored(folder: Path) -> tuple[training.Trainer, Prepared]:
+def restored(folder: Path, device_count: int | None = None) -> tuple[training.Trainer, Prepared]:
     """Return a run's trainer as it stands in the newest checkpoint, and its data."""
     config = configuration.read(folder / "config.json")
     prepared = prepare(config)
-    trainer = training.Trainer(config, prepared.dataset)
+    trainer = training.Trainer(config, prepared.dataset, devices.mesh(device_count))
     checkpoints = Checkpoints(folder / "checkpoints", config)
     newest = checkpoints.restore(trainer.state)
     if newest is None:
@@ -216,22 +239,31 @@ def measure(
 
 
 def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, resume: bool) -> dict[str, Any]:
+    with launch.last_words(folder):
+        return _epochs(trainer, prepared, folder, resume)
+
+
+def _epochs(trainer: training.Trainer, prepared: Prepared, folder: Path, resume: bool) -> dict[str, Any]:
+    first = launch.is_first()
     config, steps = trainer.config, trainer.steps_per_epoch
     checkpoints = Checkpoints(folder / "checkpoints", config)
     if resume and (newest := checkpoints.restore(trainer.state)):
         trainer.state = newest[0]
     # Epochs that were measured after the checkpoint was written are measured again.
     history = [m for m in files.read_json_lines(folder / "metrics.jsonl") if resume and m["epoch"] <= trainer.epoch]
-    files.write_json_lines(folder / "metrics.jsonl", history)
     recorder = None
-    if config.sample_history:
+    if config.sample_history and first:
         dataset = prepared.dataset
         recorder = memorization.Recorder(folder, dataset.train, dataset.num_classes, last_epoch=trainer.epoch)
-    if config.analyse_batches:
-        kept = [a for a in files.read_json_lines(folder / "analysis.jsonl") if resume and a["epoch"] <= trainer.epoch]
-        files.write_json_lines(folder / "analysis.jsonl", kept)
-    board = logs.TensorBoard(folder / "tensorboard", purge_step=trainer.step + 1 if resume else None)
-    progress = logs.progress(folder.name, config.epochs, steps, trainer.step)
+    board = progress = logs.Silent()
+    if first:
+        files.write_json_lines(folder / "metrics.jsonl", history)
+        if config.analyse_batches:
+            analysed = files.read_json_lines(folder / "analysis.jsonl")
+            kept = [a for a in analysed if resume and a["epoch"] <= trainer.epoch]
+            files.write_json_lines(folder / "analysis.jsonl", kept)
+        board = logs.TensorBoard(folder / "tensorboard", purge_step=trainer.step + 1 if resume else None)
+        progress = logs.progress(folder.name, config.epochs, steps, trainer.step)
     schedules = methods.hyperparameters(config, steps, prepared.dataset.num_classes)
     rate = methods.learning_rate(config, steps)
 
@@ -252,7 +284,8 @@ def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, resume: bo
                 analysed = {}
                 if config.analyse_batches:
                     analysed, leaves = trainer.analyse_gradients()
-                    files.append_json_line(folder / "analysis.jsonl", {"epoch": epoch, "leaves": leaves})
+                    if first:
+                        files.append_json_line(folder / "analysis.jsonl", {"epoch": epoch, "leaves": leaves})
                 due = epoch % config.evaluate_every == 0 or epoch == config.epochs
                 record = {
                     "epoch": epoch,
@@ -269,7 +302,8 @@ def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, resume: bo
                 if not np.isfinite(record["test_loss"]):
                     raise _non_finite("test loss", trainer, checkpoints, trainer.step - 1, record["running_loss"])
                 history.append(record)
-                files.append_json_line(folder / "metrics.jsonl", record)
+                if first:
+                    files.append_json_line(folder / "metrics.jsonl", record)
                 board.write(record)
                 progress.epoch(record)
                 if epoch % config.checkpoint_every == 0 or epoch == config.epochs or stop_requested():
@@ -288,8 +322,9 @@ def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, resume: bo
         "seconds": sum(m["seconds"] for m in history),
         "actual_rate": None if prepared.audit is None else prepared.audit.actual_rate,
     }
-    files.write_json(folder / "summary.json", summary)
-    _optional(lambda: _plot(history, folder))
+    if first:
+        files.write_json(folder / "summary.json", summary)
+        _optional(lambda: _plot(history, folder))
     return summary
 
 
@@ -334,23 +369,30 @@ def _value(schedule: Any, step: int) -> float:
 
 @contextmanager
 def _stop_requests() -> Iterator[Any]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request that is met between two steps; the second one interrupts."""
+    """Turn the first Ctrl-C (or SIGTERM) into a request that is met between two steps; the second one interrupts.
+
+    Of several processes any can be asked, and all stop after the same step.
+    """
+    alone = jax.process_count() == 1
     requested = []
 
     def request(signum: int, frame: Any) -> None:
         if requested:
             raise KeyboardInterrupt
         requested.append(signum)
+        if not alone:
+            # JAX's own handler of this signal passes it on.
+            os.kill(os.getpid(), signal.SIGTERM)
 
     previous = {}
     try:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,):
             previous[signum] = signal.signal(signum, request)
     except ValueError:
         # Not in the main thread: signals are the caller's business.
         pass
     try:
-        yield lambda: bool(requested)
+        yield (lambda: bool(requested)) if alone else launch.agreed_stop()
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
@@ -361,8 +403,8 @@ def command() -> str:
     return shlex.join(["python", "-m", "examples.noisy_images", *sys.argv[1:]])
 
 
-def environment() -> dict[str, Any]:
-    """Return what a result has to be read beside: command, versions, device, commit."""
+def environment(mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
+    """Return what a result has to be read beside: command, versions, devices and processes that it used, commit."""
     versions = {"python": platform.python_version()}
     for package in VERSIONED:
         try:
@@ -370,19 +412,19 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     device = jax.devices()[0]
+    count = jax.device_count() if mesh is None else mesh.size
     return {
         "command": command(),
         "versions": versions,
         "platform": device.platform,
         "device": device.device_kind if device.platform != "cpu" else _processor(),
-        "devices": jax.device_count(),
+        "devices": count,
+        "processes": jax.process_count(),
         "commit": _commit(),
     }
 
 
 def _processor() -> str:
-    import os
-
     try:
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         name = names[0].split(":", 1)[1].strip()

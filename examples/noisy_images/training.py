@@ -17,7 +17,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from examples.noisy_images import companions, data, gradient_analysis, methods, models
+from examples.noisy_images import companions, data, devices, gradient_analysis, methods, models
+from examples.noisy_images.accumulation import accumulate
 from examples.noisy_images.config import PAPER, Config
 from examples.noisy_images.data import augmentation, streaming
 from examples.noisy_images.errors import UserError
@@ -83,7 +84,10 @@ class Spec:
 
 
 class Functions(NamedTuple):
-    """The compiled functions of a run; they do not depend on its seed."""
+    """The compiled functions of a run; they do not depend on its seed.
+
+    State, seed, images of a split and order are whole on every device, batches are divided.
+    """
 
     create: Callable[[int], State]
     train_step: Callable[..., State]
@@ -92,6 +96,8 @@ class Functions(NamedTuple):
     """(state, seed, images, order) -> state, a whole epoch in one call."""
     train_batch: Callable[..., State]
     """(state, seed, batch images, batch labels) -> state, for streamed images."""
+    take: Callable[[Images, jax.Array], Images]
+    """(images, positions) -> a batch of a split on the device."""
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
     """(network, batch images, batch labels) -> losses against given labels, predicted labels."""
     probabilities: Callable[..., jax.Array]
@@ -125,14 +131,22 @@ _NOT_COMPILED = (
 class Trainer:
     """Train one configuration on one data set whose labels already are the noisy ones."""
 
-    def __init__(self, config: Config, dataset: data.Dataset):
+    def __init__(self, config: Config, dataset: data.Dataset, mesh: jax.sharding.Mesh | None = None):
+        mesh = devices.mesh() if mesh is None else mesh
         if config.batch_size > len(dataset.train):
             raise UserError(
                 f"--batch-size {config.batch_size} is larger than the training set of {len(dataset.train)} images; "
                 "choose a smaller one."
             )
+        parts = mesh.size * config.accumulate
+        if config.batch_size % parts:
+            raise UserError(
+                f"--batch-size {config.batch_size} is not a multiple of {parts}, the number of devices ({mesh.size}) "
+                f"times --accumulate ({config.accumulate}): choose one that is, or fewer --devices."
+            )
         self.config = config
         self.dataset = dataset
+        self.mesh = mesh
         self.steps_per_epoch = len(dataset.train) // config.batch_size
         if config.analyse_batches > self.steps_per_epoch:
             raise UserError(
@@ -150,10 +164,10 @@ class Trainer:
             flip=dataset.flip and config.augment,
         )
         self._functions = compiled_functions(
-            dataclasses.replace(config, **{field: getattr(PAPER, field) for field in _NOT_COMPILED}), spec
+            dataclasses.replace(config, **{field: getattr(PAPER, field) for field in _NOT_COMPILED}), spec, mesh
         )
         self.scan_epochs = jax.default_backend() != "cpu" if config.scan_epochs is None else config.scan_epochs
-        self._seed = jnp.asarray(config.seed, jnp.uint32)
+        self._seed = devices.put_whole(mesh, jnp.asarray(config.seed, jnp.uint32))
         self._on_device: dict[int, Images] = {}
         check_memory(dataset)
         self.state = self._functions.create(config.seed)
@@ -206,11 +220,12 @@ class Trainer:
             # Closed also when training stops half-way, so that the workers end with it.
             with contextlib.closing(batches):
                 for images, positions in batches:
-                    labels = train.labels[positions]
-                    yield lambda state, i=images, y=labels: functions.train_batch(state, self._seed, i, y), 1
+                    batch = devices.put_divided(self.mesh, (images, train.labels[positions]))
+                    yield lambda state, batch=batch: functions.train_batch(state, self._seed, *batch), 1
             return
         on_device = self._place(train)
-        order = epoch_order(self._seed, epoch, len(train))[: self.steps_per_epoch * self.config.batch_size]
+        order = epoch_order(self.config.seed, epoch, len(train))[: self.steps_per_epoch * self.config.batch_size]
+        order = devices.put_whole(self.mesh, order)
         if self.scan_epochs and done == 0:
             yield lambda state: functions.train_epoch(state, self._seed, on_device, order), self.steps_per_epoch
             return
@@ -229,10 +244,9 @@ class Trainer:
         batches = []
         for number, (images, positions) in enumerate(self._coming_batches(self.config.analyse_batches)):
             is_noisy = None if noisy is None else noisy[positions]
+            batch = devices.put_whole(self.mesh, (images, split.labels[positions], is_noisy))
             with self._precision():
-                measured = self._functions.analyse(
-                    network, self._seed, start + number, images, split.labels[positions], is_noisy
-                )
+                measured = self._functions.analyse(network, self._seed, start + number, *batch)
             batches.append(gradient_analysis.only_known(jax.device_get(measured), is_noisy))
         return gradient_analysis.average(batches, gradient_analysis.leaf_names(network.params))
 
@@ -253,7 +267,7 @@ class Trainer:
             with contextlib.closing(batches):
                 yield from itertools.islice(batches, count)
             return
-        order = np.asarray(epoch_order(self._seed, self.epoch, len(split)))
+        order = np.asarray(epoch_order(self.config.seed, self.epoch, len(split)))
         for positions in order[: count * size].reshape(count, size):
             yield split.images[positions], positions
 
@@ -279,7 +293,9 @@ class Trainer:
         return np.concatenate(jax.device_get(results))
 
     def _evaluation_batches(self, split: data.Split) -> Iterator[tuple[Any, Any, int]]:
-        size = min(EVALUATION_BATCH, len(split))
+        # Repeats fill up the last batch, at its end, so that all have one shape that can be divided; they are cut off.
+        size = -(-min(EVALUATION_BATCH, len(split)) // self.mesh.size) * self.mesh.size
+        starts = range(0, len(split), size)
         if split.streamed:
             batches = streaming.batches(
                 split,
@@ -290,33 +306,29 @@ class Trainer:
                 train=False,
                 image_size=split.images.image_size,
             )
-            for images, positions in batches:
-                # Repeats that fill up the last batch stand at its end, with position -1.
-                yield images, split.labels[positions], int((positions >= 0).sum())
+            for start, (images, positions) in zip(starts, batches, strict=True):
+                batch = devices.put_divided(self.mesh, (images, split.labels[positions]))
+                yield *batch, min(size, len(split) - start)
             return
         on_device = self._place(split)
-        for start in range(0, len(split), size):
-            # The last batch is moved back to keep its shape; what was seen before is cut off by the caller.
-            first = min(start, len(split) - size)
-            skip = start - first
-            images = jax.lax.dynamic_slice_in_dim(on_device.images, first, size)
-            labels = jax.lax.dynamic_slice_in_dim(on_device.labels, first, size)
-            if skip:
-                images, labels = jnp.roll(images, -skip, axis=0), jnp.roll(labels, -skip)
-            yield images, labels, size - skip
+        for start in starts:
+            positions = np.minimum(np.arange(start, start + size), len(split) - 1)
+            batch = self._functions.take(on_device, devices.put_whole(self.mesh, positions))
+            yield *batch, min(size, len(split) - start)
 
     def _place(self, split: data.Split) -> Images:
         if id(split) not in self._on_device:
-            self._on_device[id(split)] = Images(jnp.asarray(split.images), jnp.asarray(split.labels, jnp.int32))
+            images = Images(split.images, np.asarray(split.labels, np.int32))
+            self._on_device[id(split)] = devices.put_whole(self.mesh, images)
         return self._on_device[id(split)]
 
     def _precision(self) -> contextlib.AbstractContextManager:
         return jax.default_matmul_precision(MATMUL_PRECISION[self.config.precision])
 
 
-def epoch_order(seed: jax.Array, epoch: int, size: int) -> jax.Array:
+def epoch_order(seed: int, epoch: int, size: int) -> jax.Array:
     """Return the order in which an epoch visits the training set, int32 (N,)."""
-    return jax.random.permutation(_key(seed, _ORDER, epoch), size)
+    return jax.random.permutation(_key(jnp.uint32(seed), _ORDER, epoch), size)
 
 
 def check_memory(dataset: data.Dataset) -> None:
@@ -339,8 +351,9 @@ def _key(seed: jax.Array, stream: int, counter: jax.Array | int) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=8)
-def compiled_functions(config: Config, spec: Spec) -> Functions:
-    """Build and jit everything that runs on the device."""
+def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> Functions:
+    """Build and jit everything that runs on the devices."""
+    whole, divided = devices.whole(mesh), devices.divided(mesh)
     build = functools.partial(
         models.create,
         config.model,
@@ -351,7 +364,9 @@ def compiled_functions(config: Config, spec: Spec) -> Functions:
         initialisation=config.initialisation,
         batch_norm_momentum=config.batch_norm_momentum,
         batch_norm_epsilon=config.batch_norm_epsilon,
+        batch_norm_groups=config.batch_norm_groups,
         dropout=config.dropout,
+        rematerialise=config.rematerialise,
         dtype="bfloat16" if config.precision == "bfloat16" else "float32",
     )
     optimizer = methods.create(config, spec.steps_per_epoch, spec.num_classes)
@@ -377,7 +392,7 @@ def compiled_functions(config: Config, spec: Spec) -> Functions:
             last_finite_loss=jnp.full([], jnp.nan, jnp.float32),
         )
         # Leaves of their own buffers: the state is donated to every step.
-        return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+        return devices.put_whole(mesh, jax.tree.map(lambda x: jnp.array(x, copy=True), state))
 
     def empty_running(opt_state: optax.OptState) -> Running:
         names = () if methods.monitored(opt_state) is None else _MONITORED
@@ -392,66 +407,102 @@ def compiled_functions(config: Config, spec: Spec) -> Functions:
         return logits, nnx.state(model, nnx.BatchStat)
 
     def augmented(seed: jax.Array, step: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Return the images as a step takes them, uint8, and the key of its dropout masks."""
         images = augmentation.augment(
             _key(seed, _AUGMENTATION, step), images, crop_padding=spec.crop_padding, flip=spec.flip
         )
-        dropout_key = _key(seed, _DROPOUT, step) if config.dropout else None
-        return augmentation.normalise(images, spec.mean, spec.std), dropout_key
+        return images, _key(seed, _DROPOUT, step) if config.dropout else None
 
     def train_batch(state: State, seed: jax.Array, images: jax.Array, labels: jax.Array) -> State:
-        images, dropout_key = augmented(seed, state.step, images)
+        batch = jax.lax.with_sharding_constraint(Images(images, labels), divided)
+        images, dropout_key = augmented(seed, state.step, batch.images)
+        batch = batch._replace(images=images)
 
-        def sample_losses(network: Network, params: Any) -> Any:
-            logits, statistics = apply(params, network.statistics, images, True, dropout_key)
-            return sample_loss(logits, labels), (logits, statistics)
+        def forward(network: Network, params: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+            """Return the samples' losses, and their backward pass: weights -> gradient, statistics, losses, logits."""
+
+            def linearise(rows: Images, key: jax.Array | None) -> Any:
+                images = augmentation.normalise(rows.images, spec.mean, spec.std)
+
+                def losses(params: Any) -> Any:
+                    logits, statistics = apply(params, network.statistics, images, True, key)
+                    return sample_loss(logits, rows.labels), (logits, statistics)
+
+                return jax.vjp(losses, params, has_aux=True)
+
+            if config.accumulate == 1:
+                losses, pullback, (logits, statistics) = linearise(batch, dropout_key)
+                return losses, lambda weights: (pullback(weights.astype(losses.dtype))[0], statistics, losses, logits)
+
+            # Masks of their own for each micro-batch, the same in all passes.
+            keys = None if dropout_key is None else jax.random.split(dropout_key, config.accumulate)
+
+            def losses_alone(part: Images, key: jax.Array | None) -> Any:
+                return (), linearise(part, key)[0]
+
+            def backward(weights: jax.Array) -> Any:
+                def of_part(part: tuple[Images, jax.Array], key: jax.Array | None) -> Any:
+                    rows, weights = part
+                    losses, pullback, (logits, statistics) = linearise(rows, key)
+                    return (pullback(weights.astype(losses.dtype))[0], statistics), (losses, logits)
+
+                (gradient, statistics), (losses, logits) = accumulate(
+                    of_part, (batch, weights), keys, config.accumulate
+                )
+                return gradient, jax.tree.map(lambda x: x / config.accumulate, statistics), losses, logits
+
+            # A pass of its own, which the compiler drops where nothing depends on the losses before the weights.
+            return accumulate(losses_alone, batch, keys, config.accumulate)[1], backward
 
         # The losses of all networks come first, because Co-teaching weighs the samples by them.
-        passes = [
-            jax.vjp(functools.partial(sample_losses, network), network.params, has_aux=True)
-            for network in state.networks
-        ]
-        losses = tuple(p[0] for p in passes)
+        passes = [forward(network, network.params) for network in state.networks]
         if co_teaching:
             weights = companions.co_teaching_weights(
-                losses, state.step // spec.steps_per_epoch, config.forget_rate, config.forget_ramp_epochs
+                tuple(losses for losses, _ in passes),
+                state.step // spec.steps_per_epoch,
+                config.forget_rate,
+                config.forget_ramp_epochs,
             )
         else:
-            weights = (jnp.full_like(losses[0], 1 / losses[0].size),)
+            weights = (jnp.full([config.batch_size], 1 / config.batch_size),)
 
-        networks = []
-        for network, (_, pullback, (_, statistics)), weight in zip(state.networks, passes, weights, strict=True):
+        networks, losses, logits = [], [], []
+        for network, (_, backward), weight in zip(state.networks, passes, weights, strict=True):
             of_perturbed_pass = []
 
             def grad_fn(params: Any, network=network, weight=weight, kept=of_perturbed_pass) -> Any:
-                _, pullback, (_, statistics) = jax.vjp(functools.partial(sample_losses, network), params, has_aux=True)
+                h, statistics, _, _ = forward(network, params)[1](weight)
                 kept.append(statistics)
-                return pullback(weight)[0]
+                return h
 
-            updates, opt_state = optimizer.update(
-                pullback(weight)[0], network.opt_state, network.params, grad_fn=grad_fn
-            )
+            g, statistics, its_losses, its_logits = backward(weight)
+            updates, opt_state = optimizer.update(g, network.opt_state, network.params, grad_fn=grad_fn)
             if config.batch_norm_pass == "perturbed" and of_perturbed_pass:
                 statistics = of_perturbed_pass[0]
             params = jax.tree.map(lambda p, u: p + u, network.params, updates)
             networks.append(Network(params, statistics, opt_state))
+            losses.append(its_losses)
+            logits.append(its_logits)
 
         # A sum, not a product of vectors, which TF32 or bfloat16 compute would round.
         loss = jnp.sum(losses[0] * weights[0])
         is_finite = jnp.isfinite(jnp.stack(losses)).all()
         unseen = state.first_non_finite < 0
-        logits = passes[0][2][0]
         return State(
             step=state.step + 1,
             networks=tuple(networks),
-            running=_add(state.running, loss, logits, labels, methods.monitored(networks[0].opt_state)),
+            running=_add(state.running, loss, logits[0], labels, methods.monitored(networks[0].opt_state)),
             first_non_finite=jnp.where(unseen & ~is_finite, state.step, state.first_non_finite),
             last_finite_loss=jnp.where(unseen & is_finite, loss, state.last_finite_loss),
         )
 
+    def take(split: Images, positions: jax.Array) -> Images:
+        return jax.tree.map(lambda x: x[positions], split)
+
     def train_step(state: State, seed: jax.Array, split: Images, order: jax.Array) -> State:
         start = (state.step % spec.steps_per_epoch) * config.batch_size
         positions = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
-        return train_batch(state, seed, split.images[positions], split.labels[positions])
+        return train_batch(state, seed, *take(split, positions))
 
     def train_epoch(state: State, seed: jax.Array, split: Images, order: jax.Array) -> State:
         def body(state: State, _: None) -> tuple[State, None]:
@@ -475,7 +526,9 @@ def compiled_functions(config: Config, spec: Spec) -> Functions:
         labels: jax.Array,
         is_noisy: jax.Array | None,
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        images, labels, is_noisy = jax.lax.with_sharding_constraint((images, labels, is_noisy), divided)
         images, dropout_key = augmented(seed, step, images)
+        images = augmentation.normalise(images, spec.mean, spec.std)
 
         def sample_losses(params: Any) -> jax.Array:
             return sample_loss(apply(params, network.statistics, images, True, dropout_key)[0], labels)
@@ -489,13 +542,16 @@ def compiled_functions(config: Config, spec: Spec) -> Functions:
 
     return Functions(
         create=create,
-        train_step=jax.jit(train_step, donate_argnums=0),
-        train_epoch=jax.jit(train_epoch, donate_argnums=0),
-        train_batch=jax.jit(train_batch, donate_argnums=0),
-        evaluate=jax.jit(evaluate),
-        probabilities=jax.jit(probabilities),
-        start_epoch=lambda state: state._replace(running=jax.tree.map(jnp.zeros_like, state.running)),
-        analyse=jax.jit(analyse),
+        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=whole),
+        train_epoch=jax.jit(train_epoch, donate_argnums=0, out_shardings=whole),
+        train_batch=jax.jit(train_batch, donate_argnums=0, out_shardings=whole),
+        take=jax.jit(take, out_shardings=divided),
+        evaluate=jax.jit(evaluate, out_shardings=whole),
+        probabilities=jax.jit(probabilities, out_shardings=whole),
+        start_epoch=lambda state: state._replace(
+            running=devices.put_whole(mesh, empty_running(state.networks[0].opt_state))
+        ),
+        analyse=jax.jit(analyse, out_shardings=whole),
     )
 
 

@@ -10,9 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.noisy_images import data
+from examples.noisy_images import data, devices
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_device():
+    """Run on one device, as on most machines, where a test does not ask for more of the eight."""
+    with pytest.MonkeyPatch.context() as patch:
+        mesh = devices.mesh
+        patch.setattr(devices, "mesh", lambda count=None: mesh(1 if count is None else count))
+        yield
 
 
 def tiny_split(count, classes=3, shape=(6, 6, 1), wrong=0, seed=0, offset=0):

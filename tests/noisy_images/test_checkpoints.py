@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples.noisy_images import training
+from examples.noisy_images import devices, training
 from examples.noisy_images.checkpoints import Checkpoints
 from examples.noisy_images.config import Config
 from examples.noisy_images.errors import UserError
@@ -21,7 +21,7 @@ CONFIG = Config(model="small_cnn", width=1 / 32, batch_size=8, method="vasso+san
 def state():
     """A state whose every leaf is different."""
     spec = training.Spec(3, (6, 6, 1), 3, (0.5,), (0.25,), 0, False)
-    state = training.compiled_functions(CONFIG, spec).create(0)
+    state = training.compiled_functions(CONFIG, spec, devices.mesh()).create(0)
     leaves = jax.tree.leaves(state)
     rng = np.random.default_rng(0)
     leaves = [jnp.asarray(100 * rng.normal(size=x.shape), x.dtype) for x in leaves]

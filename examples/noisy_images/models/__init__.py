@@ -70,7 +70,9 @@ def create(
     initialisation: str = "torch",
     batch_norm_momentum: float = 0.9,
     batch_norm_epsilon: float = 1e-5,
+    batch_norm_groups: int = 1,
     dropout: float = 0.0,
+    rematerialise: bool = False,
     dtype: str = "float32",
 ) -> nnx.Module:
     """Build the network of a name, initialised from a seed.
@@ -85,7 +87,10 @@ def create(
       initialisation: ``"torch"`` (that of the released code) or ``"flax"`` (Flax's defaults).
       batch_norm_momentum: what the running statistics keep in a step; PyTorch's default 0.1 is 0.9 here.
       batch_norm_epsilon: what BatchNorm adds to the variance.
+      batch_norm_groups: equal parts of a batch, in its order, that are normalised each by itself; a divisor of the
+        batch size.
       dropout: probability of dropping a unit in training; the paper has none.
+      rematerialise: compute what stands inside a block again in the backward pass, and keep the blocks' inputs alone.
       dtype: compute dtype of convolutions and linear layers; parameters, BatchNorm and logits are float32.
 
     Returns:
@@ -120,6 +125,8 @@ def create(
         padding=padding,
         batch_norm_momentum=batch_norm_momentum,
         batch_norm_epsilon=batch_norm_epsilon,
+        batch_norm_groups=batch_norm_groups,
+        rematerialise=rematerialise,
         dtype=DTYPES[dtype],
     )
     return model.build(layers, num_classes=num_classes, image_shape=image_shape, width=width, dropout=dropout)

@@ -64,6 +64,7 @@ class DenseNet(nnx.Module):
                 f"images of {image_shape[0]}x{image_shape[1]} are too small for a DenseNet of {len(blocks)} blocks: "
                 f"use sides of at least {smallest}."
             )
+        self.remat = layers.remat
         growth = scale_width(growth, width)
         features = 2 * growth
         self.conv = layers.convolution(image_shape[-1], features, 3)
@@ -86,6 +87,6 @@ class DenseNet(nnx.Module):
             if stage > 0:
                 x = self.transitions[stage - 1](x, train)
             for layer in block:
-                x = layer(x, train, rngs)
+                x = self.remat(lambda layer, x, rngs: layer(x, train, rngs))(layer, x, rngs)
         x = global_average(nnx.relu(self.norm(x, train)))
         return self.classifier(x).astype(jnp.float32)

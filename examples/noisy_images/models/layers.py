@@ -108,11 +108,26 @@ class BatchNorm(nnx.BatchNorm):
     """Normalise by the batch in float32, or by the running statistics, and keep the input's dtype.
 
     Ioffe and Szegedy 2015 (arXiv 1502.03167). With ``train=True`` the running statistics, `nnx.BatchStat` variables of
-    shape (features,), move towards those of the batch.
+    shape (features,), move towards those of the batch. With several groups, each is normalised by itself, and the
+    running statistics move towards the mean of the groups' own.
     """
 
+    def __init__(self, features: int, *, groups: int = 1, **options):
+        super().__init__(features, **options)
+        self.groups = groups
+
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return super().__call__(x, use_running_average=not train).astype(x.dtype)
+        if not train or self.groups == 1:
+            return super().__call__(x, use_running_average=not train).astype(x.dtype)
+
+        def of_group(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            norm = nnx.clone(self)
+            y = nnx.BatchNorm.__call__(norm, x, use_running_average=False)
+            return y, (norm.mean[...], norm.var[...])
+
+        y, (mean, var) = jax.vmap(of_group)(x.reshape(self.groups, -1, *x.shape[1:]))
+        self.mean[...], self.var[...] = mean.mean(axis=0), var.mean(axis=0)
+        return y.reshape(x.shape).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +139,14 @@ class Layers:
     padding: str
     batch_norm_momentum: float
     batch_norm_epsilon: float
+    batch_norm_groups: int
+    rematerialise: bool
     dtype: DTypeLike
+
+    @property
+    def remat(self) -> Callable[[Callable], Callable]:
+        """The transformation of a network's segments: their intermediate results are computed again, or kept."""
+        return nnx.remat if self.rematerialise else _keep
 
     def window_padding(self, size: int) -> str | tuple[tuple[int, int], ...]:
         """Return the padding of a square window (convolution or pooling) of odd size."""
@@ -150,6 +172,7 @@ class Layers:
             features,
             momentum=self.batch_norm_momentum,
             epsilon=self.batch_norm_epsilon,
+            groups=self.batch_norm_groups,
             dtype=jnp.float32,
             scale_init=self.initialisation.batch_norm_scale,
             rngs=self.rngs,
@@ -164,6 +187,10 @@ class Layers:
         return nnx.Linear(
             inputs, outputs, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init, rngs=self.rngs
         )
+
+
+def _keep(segment: Callable) -> Callable:
+    return segment
 
 
 def scale_width(features: int, width: float) -> int:

@@ -49,6 +49,7 @@ class ResNet(nnx.Module):
         dropout: float,
     ):
         channels = [scale_width(features, width) for features in (64, 128, 256, 512)]
+        self.remat = layers.remat
         self.imagenet_stem = imagenet_stem
         self.pool_padding = layers.window_padding(3)
         self.conv = layers.convolution(image_shape[-1], channels[0], *((7, 2) if imagenet_stem else (3, 1)))
@@ -68,6 +69,6 @@ class ResNet(nnx.Module):
         if self.imagenet_stem:
             x = nnx.max_pool(x, (3, 3), (2, 2), self.pool_padding)
         for block in self.blocks:
-            x = block(x, train)
+            x = self.remat(lambda block, x: block(x, train))(block, x)
         x = self.dropout(global_average(x), deterministic=not train, rngs=rngs)
         return self.classifier(x).astype(jnp.float32)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .layers import Layers, global_average, scale_width
+from .layers import BatchNorm, Layers, global_average, scale_width
 
 
 class MLP(nnx.Module):
@@ -24,6 +24,7 @@ class MLP(nnx.Module):
         width: float,
         dropout: float,
     ):
+        self.remat = layers.remat
         hidden = scale_width(512, width)
         self.hidden1 = layers.linear(math.prod(image_shape), hidden)
         self.hidden2 = layers.linear(hidden, hidden)
@@ -31,9 +32,12 @@ class MLP(nnx.Module):
         self.classifier = layers.linear(hidden, num_classes)
 
     def __call__(self, x: jax.Array, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
+        def layer(hidden: nnx.Linear, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+            return self.dropout(nnx.relu(hidden(x)), deterministic=not train, rngs=rngs)
+
         x = x.reshape(x.shape[0], -1)
         for hidden in (self.hidden1, self.hidden2):
-            x = self.dropout(nnx.relu(hidden(x)), deterministic=not train, rngs=rngs)
+            x = self.remat(layer)(hidden, x, rngs)
         return self.classifier(x).astype(jnp.float32)
 
 
@@ -53,6 +57,7 @@ class SmallCNN(nnx.Module):
         width: float,
         dropout: float,
     ):
+        self.remat = layers.remat
         self.convs, self.norms = nnx.List(), nnx.List()
         inputs = image_shape[-1]
         for features, stride in ((32, 1), (64, 2), (128, 2), (256, 2)):
@@ -64,7 +69,10 @@ class SmallCNN(nnx.Module):
         self.classifier = layers.linear(inputs, num_classes)
 
     def __call__(self, x: jax.Array, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
+        def layer(conv: nnx.Conv, norm: BatchNorm, x: jax.Array) -> jax.Array:
+            return nnx.relu(norm(conv(x), train))
+
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = nnx.relu(norm(conv(x), train))
+            x = self.remat(layer)(conv, norm, x)
         x = self.dropout(global_average(x), deterministic=not train, rngs=rngs)
         return self.classifier(x).astype(jnp.float32)

@@ -48,6 +48,7 @@ class WideResNet(nnx.Module):
         width: float,
         dropout: float,
     ):
+        self.remat = layers.remat
         inputs = scale_width(16, width)
         self.conv = layers.convolution(image_shape[-1], inputs, 3)
         self.blocks = nnx.List()
@@ -63,6 +64,6 @@ class WideResNet(nnx.Module):
     def __call__(self, x: jax.Array, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = self.conv(x)
         for block in self.blocks:
-            x = block(x, train, rngs)
+            x = self.remat(lambda block, x, rngs: block(x, train, rngs))(block, x, rngs)
         x = global_average(nnx.relu(self.norm(x, train)))
         return self.classifier(x).astype(jnp.float32)

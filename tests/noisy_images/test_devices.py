@@ -1,0 +1,285 @@
+"""One run on several devices, in micro-batches or with less memory is the same run, in float64 to rounding.
+
+In float32 a rounding difference can flip a bit of SANER's mask, after which trajectories part.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from examples.noisy_images import devices, files, logs, models, run, training
+from examples.noisy_images.accumulation import accumulate
+from examples.noisy_images.config import Config, check
+from examples.noisy_images.errors import UserError
+from examples.noisy_images.models import layers
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+# Everything random switched on, and BatchNorm.
+NORMALISED = Config(
+    model="normalised64",
+    dropout=0.3,
+    epochs=4,
+    batch_size=16,
+    rho=0.2,
+    alpha=0.9,
+    alpha_ramp=0.0,
+    learning_rate=0.07,
+    weight_decay=0.01,
+    seed=5,
+)
+PLAIN = dataclasses.replace(NORMALISED, model="plain64", augment=False, dropout=0.0)
+
+
+class Network(nnx.Module):
+    """One hidden layer in float64, with BatchNorm or without."""
+
+    def __init__(self, layers_, *, num_classes, image_shape, width, dropout, normalise):
+        wide = dict(dtype=jnp.float64, param_dtype=jnp.float64, rngs=layers_.rngs)
+        self.remat = layers_.remat
+        # A bias before BatchNorm has no gradient but rounding errors.
+        self.hidden = nnx.Linear(math.prod(image_shape), 8, use_bias=not normalise, **wide)
+        self.norm = layers.BatchNorm(8, groups=layers_.batch_norm_groups, **wide) if normalise else None
+        self.dropout = nnx.Dropout(dropout)
+        self.classifier = nnx.Linear(8, num_classes, **wide)
+
+    def __call__(self, x, train, rngs=None):
+        def layer(hidden, norm, x):
+            x = hidden(x)
+            return nnx.relu(x if norm is None else norm(x, train))
+
+        x = self.remat(layer)(self.hidden, self.norm, x.reshape(x.shape[0], -1))
+        return self.classifier(self.dropout(x, deterministic=not train, rngs=rngs))
+
+
+@pytest.fixture(autouse=True)
+def float64(monkeypatch):
+    for name in ("normalised64", "plain64"):
+
+        def build(layers, name=name, **options):
+            return Network(layers, normalise=name == "normalised64", **options)
+
+        monkeypatch.setitem(models.MODELS, name, models.Model("", build, layers.TORCH_DEFAULT))
+    with jax.enable_x64(True):
+        yield
+
+
+def trained(config, dataset, count=1, steps=4):
+    """The state after some steps on some devices."""
+    trainer = training.Trainer(config, dataset, devices.mesh(count))
+    trainer.state = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, trainer.state)
+    while trainer.step < steps:
+        list(trainer.train_epoch(lambda: trainer.step == steps))
+    return trainer
+
+
+def assert_same(actual, expected, rtol=1e-12):
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        np.testing.assert_allclose(a, b, atol=rtol * np.abs(b).max(), rtol=0, err_msg=jax.tree_util.keystr(path))
+
+
+CO_TEACHING = {"companion": "co-teaching", "forget_ramp_epochs": 1, "method": "vasso+saner"}
+UNCHANGED = {"augment": False, "dropout": 0.0}
+VARIANTS = {
+    "saner": {},
+    "sam": UNCHANGED | {"method": "sam"},
+    "sgd": UNCHANGED | {"method": "sgd"},
+    # Two networks, an average of the method's own, BatchNorm in groups that are not the devices.
+    "co-teaching": UNCHANGED | CO_TEACHING | {"batch_norm_groups": 4, "batch_norm_pass": "perturbed"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_several_devices_take_the_steps_of_one(variant, tiny):
+    config, dataset = dataclasses.replace(NORMALISED, **VARIANTS[variant]), tiny(train=40)
+    one = trained(config, dataset)
+    for count in (2, 4, 8) if variant == "saner" else (8,):
+        several = trained(config, dataset, count)
+        assert_same(several.state, one.state)
+        for leaf in jax.tree.leaves(several.state):
+            assert leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == count
+        # Ten images cannot be divided among the devices.
+        losses, predictions = several.evaluate(dataset.test)
+        expected_losses, expected_predictions = one.evaluate(dataset.test)
+        np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
+        np.testing.assert_array_equal(predictions, expected_predictions)
+
+
+def compiled(trainer):
+    train = trainer.dataset.train
+    order = devices.put_whole(trainer.mesh, jnp.arange(len(train)))
+    return trainer._functions.train_step.lower(trainer.state, trainer._seed, trainer._place(train), order).compile()
+
+
+def test_devices_share_the_batch_and_not_its_images(tiny):
+    program = compiled(training.Trainer(NORMALISED, tiny(train=40), devices.mesh(8))).as_text()
+    # Two of the sixteen images on each of eight devices, and no device sends images to another one.
+    assert "u8[2,6,6,1]" in program and "u8[16,6,6,1]" not in program
+    assert "all-reduce" in program and not re.search("all-gather|all-to-all|collective-permute", program)
+
+
+def test_one_device_has_nothing_of_several(tiny):
+    config = dataclasses.replace(NORMALISED, method="sgd")
+    program = compiled(training.Trainer(config, tiny(train=40), devices.mesh(1))).as_text()
+    assert not re.search("all-reduce|all-gather|Sharding|num_partitions=[^1]|copy-start", program)
+
+
+def reference_batch_norm(x, scale, bias, groups, epsilon=1e-5):
+    """A loop over the groups; the output and the mean of the groups' statistics."""
+    parts = [(part, part.mean(0), part.var(0)) for part in np.split(x, groups)]
+    y = np.concatenate([(part - mean) / np.sqrt(var + epsilon) * scale + bias for part, mean, var in parts])
+    return y, np.mean([mean for _, mean, _ in parts], 0), np.mean([var for *_, var in parts], 0)
+
+
+def test_batch_norm_in_groups_is_a_loop_over_them():
+    rng = np.random.default_rng(0)
+    norm = layers.BatchNorm(3, groups=4, dtype=jnp.float64, param_dtype=jnp.float64, momentum=0.9, rngs=nnx.Rngs(0))
+    x, scale, bias = rng.normal(size=(8, 3)), rng.normal(size=3), rng.normal(size=3)
+    norm.scale[...], norm.bias[...] = scale, bias
+    expected, mean, var = reference_batch_norm(x, scale, bias, groups=4)
+    np.testing.assert_allclose(norm(x, train=True), expected, rtol=1e-12)
+    # Flax makes these in float32.
+    np.testing.assert_allclose(norm.mean[...], 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * var, rtol=1e-5)
+    # In evaluation there are none.
+    assert norm(x[:3], train=False).shape == (3, 3)
+
+
+def test_statistics_per_device_need_no_other_device(tiny):
+    """On as many devices as groups, only gradients and scalars are summed over devices."""
+    counts = {}
+    for groups in (1, 8):
+        config = dataclasses.replace(NORMALISED, **UNCHANGED, batch_norm_groups=groups, method="sgd")
+        program = compiled(training.Trainer(config, tiny(train=40), devices.mesh(8))).as_text()
+        assert not re.search("all-gather|all-to-all|collective-permute", program)
+        counts[groups] = len(re.findall(r"all-reduce(?:-start)?\(", program))
+    assert counts[8] < counts[1]
+
+
+# --- micro-batches ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", ["written out", "scanned"])
+def test_a_sum_over_micro_batches(loop, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: {"written out": "cpu", "scanned": "gpu"}[loop])
+    batch = {"x": jnp.arange(12.0).reshape(6, 2)}
+    seen = []
+
+    def f(part, key):
+        seen.append(part["x"].shape)
+        return part["x"].sum() + key, part["x"][:, 0] * 2
+
+    total, rows = jax.jit(lambda batch: accumulate(f, batch, jnp.array([100.0, 200.0, 300.0]), 3))(batch)
+    assert set(seen) == {(2, 2)} and total == 66 + 600
+    np.testing.assert_array_equal(rows, 2 * batch["x"][:, 0])
+
+
+@pytest.mark.parametrize(("variant", "count", "devices"), [({}, 4, 1), ({}, 2, 8), (CO_TEACHING, 4, 2)])
+def test_micro_batches_take_the_steps_of_the_whole_batch(variant, count, devices, tiny):
+    config, dataset = dataclasses.replace(PLAIN, **variant), tiny(train=40)
+    accumulated = trained(dataclasses.replace(config, accumulate=count), dataset, devices)
+    assert_same(accumulated.state, trained(config, dataset).state)
+
+
+def test_batch_norm_sees_one_micro_batch_at_a_time(tiny):
+    """Micro-batches of every fourth sample are groups of a batch that holds these samples one after the other."""
+    config = dataclasses.replace(NORMALISED, dropout=0.0, augment=False, batch_norm_pass="perturbed")
+    dataset = tiny(train=16)
+    accumulated = trained(dataclasses.replace(config, accumulate=4), dataset, steps=1)
+    images, labels = dataset.train.images, dataset.train.labels
+    order = np.asarray(training.epoch_order(config.seed, 0, 16)).reshape(4, 4).T.ravel()
+    grouped = training.Trainer(dataclasses.replace(config, batch_norm_groups=4), dataset, devices.mesh(1))
+    grouped.state = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, grouped.state)
+    state = grouped._functions.train_batch(grouped.state, grouped._seed, images[order], labels[order])
+    assert_same(accumulated.state, state)
+
+
+def test_dropout_masks_are_the_same_in_all_passes_over_micro_batches(tiny):
+    dataset = tiny(train=40)
+    config = dataclasses.replace(NORMALISED, augment=False, accumulate=2)
+    sgd = trained(dataclasses.replace(config, method="sgd"), dataset, steps=2)
+    sam = trained(dataclasses.replace(config, method="sam", rho=0.0), dataset, steps=2)
+    assert_same(sam.state.networks[0].params, sgd.state.networks[0].params)
+
+
+def test_rematerialisation_changes_nothing(tiny):
+    config, dataset = dataclasses.replace(NORMALISED, augment=False, accumulate=2), tiny(train=40)
+    again = trained(dataclasses.replace(config, rematerialise=True), dataset, count=2)
+    assert_same(again.state, trained(config, dataset, count=2).state)
+
+
+def test_micro_batches_and_rematerialisation_need_less_memory(tiny):
+    config = Config(model="small_cnn", width=1 / 8, batch_size=64, method="sgd", augment=False)
+    dataset = tiny(train=64, shape=(16, 16, 1))
+    variants = {"whole": {}, "accumulated": {"accumulate": 4}, "rematerialised": {"rematerialise": True}}
+    with jax.enable_x64(False):
+        needed = {}
+        for name, change in variants.items():
+            program = compiled(training.Trainer(dataclasses.replace(config, **change), dataset, devices.mesh(1)))
+            needed[name] = program.memory_analysis().temp_size_in_bytes
+    assert needed["accumulated"] < 0.5 * needed["whole"] and needed["rematerialised"] < 0.8 * needed["whole"], needed
+
+
+# --- what cannot be -----------------------------------------------------------------------------------------------
+
+
+def test_batches_that_cannot_be_divided(tiny):
+    config = dataclasses.replace(PLAIN, batch_size=20, accumulate=2)
+    with pytest.raises(UserError, match=r"--batch-size 20 is not a multiple of 16, the number of devices \(8\) times"):
+        training.Trainer(config, tiny(), devices.mesh(8))
+    with pytest.raises(UserError, match=r"--batch-size 20 is not a multiple of 8, --accumulate \(2\) times"):
+        check(dataclasses.replace(config, batch_norm_groups=4))
+
+
+@pytest.mark.parametrize("count", [0, 9, -1])
+def test_more_devices_than_there_are(count):
+    with pytest.raises(UserError, match=rf"--devices {count} cannot be shared out.*up to 8"):
+        devices.mesh(count)
+
+
+# --- a whole run --------------------------------------------------------------------------------------------------
+
+
+class Interrupting(logs.Silent):
+    """A display that presses Ctrl-C after the third step."""
+
+    def step(self, step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_goes_on_with_another_number_of_devices(npz, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_optional", lambda write: None)
+    config = Config(
+        dataset="npz",
+        data_dir=str(npz(train=32)),
+        noise="none",
+        model="mlp",
+        width=1 / 64,
+        method="sgd",
+        batch_size=8,
+        epochs=2,
+    )
+    with jax.enable_x64(False):
+        run.train(config, tmp_path / "whole", 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(logs, "progress", lambda *_: Interrupting())
+            with pytest.raises(run.Interrupted, match="after step 3"):
+                run.train(config, tmp_path / "parts", 8)
+        run.resume(tmp_path / "parts", 2)
+        measured = [files.read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("parts", "whole")]
+        for parts, whole in zip(*measured, strict=True):
+            for name in ("step", "test_loss", "running_loss", "train_loss", "test_accuracy"):
+                assert parts[name] == pytest.approx(whole[name], rel=1e-4), name
+    environment = json.loads((tmp_path / "parts" / "environment.json").read_text())
+    assert [environment["devices"], *(e["devices"] for e in environment["resumed"])] == [8, 2]
