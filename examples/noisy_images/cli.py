@@ -14,7 +14,7 @@ import tyro
 from examples.noisy_images import comparison, presets
 from examples.noisy_images.config import PAPER, Config, run_name
 from examples.noisy_images.errors import Interrupted, UserError
-from examples.noisy_images.launch import HERE, Launch, join
+from examples.noisy_images.launch import HERE, Launch, is_first, join
 from examples.noisy_images.paper import Circumstances
 from examples.noisy_images.presets import Scale, Selection
 
@@ -49,7 +49,9 @@ def compare_under(protocol: Config) -> Callable[..., None]:
         """
         join(launch)
         folder = out / (name or config.dataset)
-        comparison.show(comparison.compare(config, methods, seeds, folder, launch.devices), folder)
+        result = comparison.compare(config, methods, seeds, folder, launch.devices)
+        if is_first():
+            comparison.show(result, folder)
 
     return compare
 
@@ -104,7 +106,8 @@ def evaluate(folder: tyro.conf.Positional[Path], launch: Options[Launch] = HERE)
     join(launch)
     from examples.noisy_images import run
 
-    for metric, value in run.evaluate(folder, launch.devices).items():
+    values = run.evaluate(folder, launch.devices)
+    for metric, value in values.items() if is_first() else ():
         print(f"{metric:>24}  {value:.4f}" if isinstance(value, float) else f"{metric:>24}  {value}")
 
 
@@ -337,7 +340,9 @@ def keep_compiled_programs() -> None:
 
 
 def show_summary(summary: dict[str, Any], folder: Path) -> None:
-    """Print what is reported of a run."""
+    """Print what is reported of a run, once where several processes computed it."""
+    if not is_first():
+        return
     for metric, value in summary.items():
         if metric.endswith(("accuracy", "gap")):
             print(f"{metric.replace('_', ' '):>28}  {100 * value:.2f} %")

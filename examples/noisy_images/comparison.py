@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.noisy_images import config as configuration
-from examples.noisy_images import files
+from examples.noisy_images import files, launch
 from examples.noisy_images.config import Config
 from examples.noisy_images.errors import UserError, unknown_name
 
@@ -45,7 +45,10 @@ def compare(
     folder: Path,
     device_count: int | None = None,
 ) -> dict[str, Any]:
-    """Train every method with every seed and write the table and the figure; complete runs are not run again."""
+    """Train every method with every seed and write the table and the figure; complete runs are not run again.
+
+    Of several processes the first one writes.
+    """
     # Here and below imported where it is used, so that --help does not wait for JAX.
     from examples.noisy_images import methods
 
@@ -66,7 +69,9 @@ def compare(
         configuration.check_same_run(its_config, one)
     for one, its_config in runs.items():
         run_one(its_config, one, device_count)
-    return report(folder, method_names, seeds)
+    result = report(folder, method_names, seeds) if launch.is_first() else {}
+    launch.wait_for_others("reported")
+    return result
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

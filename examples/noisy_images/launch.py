@@ -9,10 +9,12 @@ import itertools
 import os
 import shlex
 import subprocess
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from examples.noisy_images.errors import UserError
+from examples.noisy_images.errors import Interrupted, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ def is_first() -> bool:
 
 
 def wait_for_others(where: str) -> None:
-    """Return once every process has come here."""
+    """Return once every process has come here: the others end only after the first one has written."""
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices(where)
@@ -118,9 +120,16 @@ def last_words(folder: Path) -> Iterator[None]:
     )
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        # To unwind, or to leave JAX in good order, would be to wait for a process that is gone.
-        print(f"error: {str(error).splitlines()[0]}", flush=True)
+    except (UserError, Interrupted):
+        raise
+    except Exception as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            print(f"error: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
+        shell.stdin.close()
+        shell.wait()
+        # To unwind further, or to leave JAX in good order, would be to wait for a process that may be gone.
         os._exit(1)
     finally:
         shell.communicate(b"\n")

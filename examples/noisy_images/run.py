@@ -325,6 +325,7 @@ def _epochs(trainer: training.Trainer, prepared: Prepared, folder: Path, resume:
     if first:
         files.write_json(folder / "summary.json", summary)
         _optional(lambda: _plot(history, folder))
+    launch.wait_for_others("written")
     return summary
 
 

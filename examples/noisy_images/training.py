@@ -216,6 +216,8 @@ class Trainer:
                 workers=self.config.workers,
                 train=True,
                 image_size=train.images.image_size,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
             )
             # Closed also when training stops half-way, so that the workers end with it.
             with contextlib.closing(batches):
@@ -305,6 +307,8 @@ class Trainer:
                 workers=self.config.workers,
                 train=False,
                 image_size=split.images.image_size,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
             )
             for start, (images, positions) in zip(starts, batches, strict=True):
                 batch = devices.put_divided(self.mesh, (images, split.labels[positions]))

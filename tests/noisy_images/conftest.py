@@ -103,6 +103,7 @@ for line in sys.stdin:
         continue
     for stream, path in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOCTTY, 0o600), stream)
+    os.environ.update(request["environment"])
     sys.argv[1:] = request["arguments"]
     sys.exit(cli.main())
 """
@@ -111,11 +112,17 @@ for line in sys.stdin:
 class Process:
     """One start of the program."""
 
-    def __init__(self, server, folder, arguments, stdout=None):
+    def __init__(self, server, folder, arguments, stdout=None, devices=1):
         self._server, self.folder, self._status = server, folder, None
         self._stdout, self._stderr = stdout or folder / "stdout", folder / "stderr"
-        request = {"arguments": [*map(str, arguments)], "stdout": str(self._stdout), "stderr": str(self._stderr)}
-        self.pid = self._ask(request)
+        self.pid = self._ask(
+            {
+                "arguments": [*map(str, arguments)],
+                "environment": {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+                "stdout": str(self._stdout),
+                "stderr": str(self._stderr),
+            }
+        )
 
     def _ask(self, request):
         self._server.stdin.write(json.dumps(request) + "\n")
@@ -166,10 +173,10 @@ def start(_server, tmp_path):
     """Start the program in a process of its own, forked from one that has imported all: `start("train", ...)`."""
     started = []
 
-    def start(*arguments, stdout=None):
+    def start(*arguments, stdout=None, devices=1):
         folder = tmp_path / f"process{len(started)}"
         folder.mkdir()
-        started.append(Process(_server, folder, arguments, stdout))
+        started.append(Process(_server, folder, arguments, stdout, devices))
         return started[-1]
 
     yield start

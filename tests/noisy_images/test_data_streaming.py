@@ -80,6 +80,17 @@ def test_a_pass_that_starts_late_is_the_rest_of_a_whole_one(split, train, start_
     _assert_same(_pass(split, train=train)[start_step:], _pass(split, train=train, start_step=start_step))
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_processes_have_shares_of_one_pass(split, train):
+    # The last batch of an evaluation holds two images, so that the second process has nothing but repeats.
+    shares = [_pass(split, train=train, process_index=index, process_count=2) for index in range(2)]
+    whole = _pass(split, train=train)
+    for first, second, (images, positions) in zip(*shares, whole, strict=True):
+        np.testing.assert_array_equal(np.concatenate([first[1], second[1]]), positions)
+        known = positions >= 0
+        np.testing.assert_array_equal(np.concatenate([first[0], second[0]])[known], images[known])
+
+
 def test_worker_processes_change_nothing(split):
     _assert_same(_pass(split)[1:], _pass(split, workers=2, start_step=1))
 

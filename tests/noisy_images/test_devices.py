@@ -1,4 +1,4 @@
-"""One run on several devices, in micro-batches or with less memory is the same run, in float64 to rounding.
+"""One run on several devices, or in micro-batches, is the same run, in float64 to rounding.
 
 In float32 a rounding difference can flip a bit of SANER's mask, after which trajectories part.
 """
@@ -45,7 +45,6 @@ class Network(nnx.Module):
 
     def __init__(self, layers_, *, num_classes, image_shape, width, dropout, normalise):
         wide = dict(dtype=jnp.float64, param_dtype=jnp.float64, rngs=layers_.rngs)
-        self.remat = layers_.remat
         # A bias before BatchNorm has no gradient but rounding errors.
         self.hidden = nnx.Linear(math.prod(image_shape), 8, use_bias=not normalise, **wide)
         self.norm = layers.BatchNorm(8, groups=layers_.batch_norm_groups, **wide) if normalise else None
@@ -53,11 +52,8 @@ class Network(nnx.Module):
         self.classifier = nnx.Linear(8, num_classes, **wide)
 
     def __call__(self, x, train, rngs=None):
-        def layer(hidden, norm, x):
-            x = hidden(x)
-            return nnx.relu(x if norm is None else norm(x, train))
-
-        x = self.remat(layer)(self.hidden, self.norm, x.reshape(x.shape[0], -1))
+        x = self.hidden(x.reshape(x.shape[0], -1))
+        x = nnx.relu(x if self.norm is None else self.norm(x, train))
         return self.classifier(self.dropout(x, deterministic=not train, rngs=rngs))
 
 
@@ -108,11 +104,10 @@ def test_several_devices_take_the_steps_of_one(variant, tiny):
         assert_same(several.state, one.state)
         for leaf in jax.tree.leaves(several.state):
             assert leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == count
-        # Ten images cannot be divided among the devices.
-        losses, predictions = several.evaluate(dataset.test)
-        expected_losses, expected_predictions = one.evaluate(dataset.test)
-        np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
-        np.testing.assert_array_equal(predictions, expected_predictions)
+    if variant == "saner":
+        # Ten images cannot be divided among eight devices.
+        for of_several, of_one in zip(several.evaluate(dataset.test), one.evaluate(dataset.test), strict=True):
+            np.testing.assert_allclose(of_several, of_one, rtol=1e-6)
 
 
 def compiled(trainer):
@@ -206,28 +201,21 @@ def test_batch_norm_sees_one_micro_batch_at_a_time(tiny):
 
 def test_dropout_masks_are_the_same_in_all_passes_over_micro_batches(tiny):
     dataset = tiny(train=40)
-    config = dataclasses.replace(NORMALISED, augment=False, accumulate=2)
+    config = dataclasses.replace(PLAIN, dropout=0.3, accumulate=2)
     sgd = trained(dataclasses.replace(config, method="sgd"), dataset, steps=2)
     sam = trained(dataclasses.replace(config, method="sam", rho=0.0), dataset, steps=2)
     assert_same(sam.state.networks[0].params, sgd.state.networks[0].params)
 
 
-def test_rematerialisation_changes_nothing(tiny):
-    config, dataset = dataclasses.replace(NORMALISED, augment=False, accumulate=2), tiny(train=40)
-    again = trained(dataclasses.replace(config, rematerialise=True), dataset, count=2)
-    assert_same(again.state, trained(config, dataset, count=2).state)
-
-
-def test_micro_batches_and_rematerialisation_need_less_memory(tiny):
-    config = Config(model="small_cnn", width=1 / 8, batch_size=64, method="sgd", augment=False)
-    dataset = tiny(train=64, shape=(16, 16, 1))
-    variants = {"whole": {}, "accumulated": {"accumulate": 4}, "rematerialised": {"rematerialise": True}}
-    with jax.enable_x64(False):
-        needed = {}
-        for name, change in variants.items():
-            program = compiled(training.Trainer(dataclasses.replace(config, **change), dataset, devices.mesh(1)))
-            needed[name] = program.memory_analysis().temp_size_in_bytes
-    assert needed["accumulated"] < 0.5 * needed["whole"] and needed["rematerialised"] < 0.8 * needed["whole"], needed
+def test_micro_batches_in_a_loop_need_less_memory(tiny, monkeypatch):
+    """As on accelerators. Where the loop is written out, on CPUs, XLA keeps as much as for the whole batch."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    needed = {}
+    for count in (1, 4):
+        config = dataclasses.replace(PLAIN, method="sgd", batch_size=512, accumulate=count)
+        trainer = training.Trainer(config, tiny(train=512), devices.mesh(1))
+        needed[count] = compiled(trainer).memory_analysis().temp_size_in_bytes
+    assert needed[4] < 0.5 * needed[1], needed
 
 
 # --- what cannot be -----------------------------------------------------------------------------------------------

@@ -27,8 +27,10 @@ def batches(
     workers: int,
     train: bool,
     image_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Return an iterator over one pass of a split.
+    """Return an iterator over one pass of a split, or over the share that one of several processes has in it.
 
     A batch is a function of `(seed, epoch)` and its own number alone: neither the number of workers nor the step at
     which the pass starts changes it. Training shuffles the split and crops each image at random, the crop half-way
@@ -45,9 +47,12 @@ def batches(
       train: Shuffle, crop at random and drop the last short batch; otherwise keep the order, crop the centre and fill
         the last batch up with repeats.
       image_size: Side in pixels of the squares.
+      process_index: The share: each process decodes its part of every batch, the first the first, and all together
+        the batches of one.
+      process_count: Number of processes, a divisor of the batch size.
 
     Yields:
-      Images uint8 (batch_size, image_size, image_size, 3) and their positions in the split, int32 (batch_size,); the
+      Images uint8 (batch_size / process_count, image_size, image_size, 3) and their positions in the split, int32; the
       position of a repeat is -1.
 
     Raises:
@@ -73,7 +78,9 @@ def batches(
     # Grain's workers read absl flags, which only a program started by absl.app has parsed.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    source = _Batches(split.images, batch_size, seed, epoch, start_step, steps, train, image_size)
+    share = batch_size // process_count
+    rows = range(process_index * share, (process_index + 1) * share)
+    source = _Batches(split.images, batch_size, rows, seed, epoch, start_step, steps, train, image_size)
     # One element is one whole batch, so a few of them in advance are plenty.
     threads = 1 if workers else 2
     loader = grain.MapDataset.source(source).to_iter_dataset(
@@ -129,6 +136,7 @@ class _Batches:
 
     files: ImageFiles
     batch_size: int
+    rows: range
     seed: int
     epoch: int
     start_step: int
@@ -144,14 +152,15 @@ class _Batches:
         order = np.arange(len(self.files))
         if self.train:
             order = np.random.default_rng((self.seed, self.epoch, 0)).permutation(len(self.files))
-        chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-        rng = np.random.default_rng((self.seed, self.epoch, 1 + step)) if self.train else None
-        images = np.empty((self.batch_size, self.image_size, self.image_size, 3), np.uint8)
-        positions = np.full(self.batch_size, -1, np.int32)
+        chosen = order[step * self.batch_size : (step + 1) * self.batch_size][self.rows.start : self.rows.stop]
+        images = np.empty((len(self.rows), self.image_size, self.image_size, 3), np.uint8)
+        positions = np.full(len(self.rows), -1, np.int32)
         positions[: len(chosen)] = chosen
-        for row, position in enumerate(chosen):
-            images[row] = square(self.files, position, self.image_size, rng)
-        images[len(chosen) :] = images[0]
+        for number, (row, position) in enumerate(zip(self.rows, chosen, strict=False)):
+            # A crop depends on its image's place in the batch, and not on who cuts it.
+            rng = np.random.default_rng((self.seed, self.epoch, 1 + step, row)) if self.train else None
+            images[number] = square(self.files, position, self.image_size, rng)
+        images[len(chosen) :] = images[0] if len(chosen) else 0
         return images, positions
 
     def __repr__(self) -> str:
