@@ -5,6 +5,7 @@ Every process runs the same program on its own devices. The first one writes the
 
 import contextlib
 import dataclasses
+import inspect
 import itertools
 import os
 import shlex
@@ -48,15 +49,12 @@ def join(launch: Launch) -> None:
         return
     import jax
 
+    patience = {"heartbeat_timeout_seconds": launch.heartbeat_seconds}
+    # How long a process that ends by an error of its own waits for the others; the oldest JAX waits five minutes.
+    if "shutdown_timeout_seconds" in inspect.signature(jax.distributed.initialize).parameters:
+        patience["shutdown_timeout_seconds"] = launch.heartbeat_seconds
     try:
-        jax.distributed.initialize(
-            launch.coordinator,
-            launch.num_processes,
-            launch.process_id,
-            heartbeat_timeout_seconds=launch.heartbeat_seconds,
-            # Where one process ends by an error of its own, this is how long it waits for the others at its end.
-            shutdown_timeout_seconds=launch.heartbeat_seconds,
-        )
+        jax.distributed.initialize(launch.coordinator, launch.num_processes, launch.process_id, **patience)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"cannot join the other processes ({str(error).splitlines()[0].rstrip('.')}): give --coordinator "

@@ -1,7 +1,7 @@
 """One run: data and noise, training, evaluation, checkpoints and logs, in one folder.
 
 config.json       the resolved configuration
-environment.json  command, versions, device, commit
+environment.json  command, versions, devices, commit, and those of every start from a checkpoint
 noise.json, .png  the audit of the label noise
 metrics.jsonl     one line an epoch
 analysis.jsonl    with --analyse-batches, one line an epoch: the gradient's shares and alignment by parameter

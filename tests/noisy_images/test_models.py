@@ -365,3 +365,43 @@ def test_parity_with_pytorch(name):
         values = torch_layout(gradients[key]).reshape(-1)
         values = values[formula.sample_positions(key, values.size)]
         agree(values, stored[f"gradient/{key}"], 1e-4, largest=stored[f"gradient_max/{key}"])
+
+
+# --- rematerialisation --------------------------------------------------------------------------------------------
+
+
+def forward(name, x, rematerialise):
+    """Return the network's parameters, and the function from them to logits and statistics, with dropout."""
+    model = create(name, dropout=0.5, rematerialise=rematerialise, **TINY)
+    graphdef, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
+
+    def apply(params):
+        copied = nnx.merge(graphdef, params, statistics, copy=True)
+        logits = copied(x, train=True, rngs=nnx.Rngs(dropout=jax.random.key(1)))
+        return logits, nnx.state(copied, nnx.BatchStat)
+
+    return params, apply
+
+
+@pytest.mark.parametrize("name", ["mlp", "small_cnn"])
+def test_rematerialisation_changes_nothing(name):
+    def gradient(rematerialise):
+        params, apply = forward(name, normal(4, 8, 8, 1), rematerialise)
+
+        def loss(params):
+            logits, statistics = apply(params)
+            return jnp.sum(logits**2), statistics
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradient(True), gradient(False))
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "resnet18", "wrn_40_2"])
+def test_rematerialisation_keeps_less_for_the_backward_pass(name):
+    def kept(rematerialise):
+        params, apply = forward(name, jnp.zeros((64, 8, 8, 1)), rematerialise)
+        held = jax.eval_shape(lambda params: jax.vjp(apply, params)[1], params)
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(held)) - 4 * size(params)
+
+    assert kept(True) < 0.6 * kept(False)
