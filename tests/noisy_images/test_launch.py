@@ -12,7 +12,7 @@ from PIL import Image
 from examples.noisy_images import cli, files, launch
 from examples.noisy_images.errors import UserError
 
-HEARTBEAT = 10
+HEARTBEAT = 15
 PROTOCOL = [
     *("train", "--noise", "none", "--model", "mlp", "--width", "0.0625", "--method", "sgd", "--batch-size", "8"),
     *("--learning-rate", "0.02", "--evaluate-every", "4"),
@@ -82,7 +82,7 @@ def test_processes_stop_together_and_end_when_one_is_lost(start, start_together,
 
     # Ctrl-C in the second process.
     processes = start_together(2, *options, "--name", "together", devices=2)
-    until(lambda: epochs() >= 1, seconds=300)
+    until(lambda: epochs() >= 1, seconds=600)
     os.kill(processes[1].pid, signal.SIGINT)
     assert [process.wait() for process in processes] == [130, 130], processes[0].stderr
     said = {process.stderr.strip().splitlines()[-1] for process in processes}
@@ -91,7 +91,7 @@ def test_processes_stop_together_and_end_when_one_is_lost(start, start_together,
     # The second process is killed.
     done = epochs()
     processes = start_together(2, "resume", folder, devices=2)
-    until(lambda: epochs() > done, seconds=300)
+    until(lambda: epochs() > done, seconds=600)
     os.kill(processes[1].pid, signal.SIGKILL)
     killed = time.monotonic()
     assert processes[0].wait() not in (0, 130), "it was over before it could be killed"
