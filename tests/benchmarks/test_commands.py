@@ -1,6 +1,7 @@
 """Every command runs end to end at toy size, prints tables and writes what it returns."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import compile_time, epoch, first_step, memory, train_step
+from benchmarks import compile_time, epoch, first_step, memory, peak, train_step
 from examples.noisy_images import run as run_of_the_program
 from examples.noisy_images.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "small_peak")
 
 
 def run(command, arguments, tmp_path, capsys):
@@ -26,7 +27,7 @@ def run(command, arguments, tmp_path, capsys):
 
 
 def test_train_step(tmp_path, capsys):
-    methods = ("sgd", "sam", "saner", "sam-unmonitored", "optax.contrib.sam")
+    methods = ("sgd", "sam", "saner")
     arguments = ["--models", "mlp", "--width", "0.03", "--batch-size", "4", "--rounds", "3", "--methods", *methods]
     results, printed = run(train_step, arguments, tmp_path, capsys)
     (pair,) = results["pairs"]
@@ -34,9 +35,10 @@ def test_train_step(tmp_path, capsys):
     assert pair["methods"]["saner"]["flops"] == 2 * pair["methods"]["sgd"]["flops"]
     for measured in pair["methods"].values():
         assert measured["q1_s"] <= measured["median_s"] <= measured["q3_s"]
-        assert 0 < measured["share_of_peak"] < 1
+        assert measured["flops_per_s"] == pytest.approx(measured["flops"] / measured["median_s"])
+        assert measured["share_of_peak"] == pytest.approx(measured["flops_per_s"] / peak.flops_per_s(pair["peak"]))
         assert measured["xla_bytes_accessed"] > measured["argument_bytes"]
-    assert set(results["targets"]) == {"saner_over_sam", "sam_over_two_sgd", "sam_over_optax_sam"}
+    assert set(results["targets"]) == {"saner_over_sam", "sam_over_two_sgd"}
     for name in (*methods, "saner / sam", "sam / 2 sgd", "at most 1.02"):
         assert name in printed
 
@@ -67,9 +69,9 @@ def test_memory_probe_says_what_the_device_counts(capsys, toy):
 
 
 def test_epoch(tmp_path, capsys, toy):
-    sizes = ["--train", "12", "--test", "6", "--rounds", "3", "--seeds", "2", "--loops", "loop", "scan"]
+    sizes = ["--train", "12", "--test", "6", "--rounds", "3", "--seeds", "2"]
     results, printed = run(epoch, [*toy, *sizes], tmp_path, capsys)
-    assert set(results["parts"]) == {"loop", "scan", "test set", "training set"}
+    assert set(results["parts"]) == {"loop", "test set", "training set"}
     assert results["setting"]["steps"] == 3
     run_, compiled = results["extrapolated"].values()
     slowest = results["parts"]["loop"]["median_s"] + results["parts"]["test set"]["median_s"]
@@ -210,7 +212,8 @@ train_step.main("--models mlp --width 0.03 --batch-size 2 --rounds 3 --methods s
 
 
 def test_benchmarks_need_no_package_that_prepares_or_shows():
-    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
+    quick = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, env=quick)
     assert done.returncode == 0, done.stderr
     assert "| sgd |" in done.stdout
 

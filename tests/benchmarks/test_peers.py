@@ -3,8 +3,6 @@
 import dataclasses
 import importlib.util
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -90,7 +88,8 @@ def test_difference_stops_the_comparison(monkeypatch, capsys):
     assert results["methods"] == {} and "**no: not timed**" in capsys.readouterr().out
 
 
-def test_worker_answers_line_by_line_and_says_what_fails(tmp_path):
+def test_worker_answers_line_by_line_and_says_what_fails(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     problem = dataclasses.replace(PROBLEM, side=8, crop_padding=0, flip=False)
     with peers.Worker("ours", problem) as worker:
         assert worker.ask("describe")["device"] == "cpu"
@@ -122,11 +121,6 @@ def test_pytorch_computes_the_same_step():
         pytest.importorskip(module)
     checks = peers.check(["sgd", "sam", "saner"])
     assert all(checked["agrees"] for checked in checks.values()), checks
-
-
-def test_worker_imports_no_pytorch_for_our_side():
-    code = "import sys, benchmarks.peers, benchmarks.peer_worker; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_answer_passes_requests_on():

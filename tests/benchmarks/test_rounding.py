@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import rounding
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 UNIT = 2.0**-rounding.TF32_MANTISSA_BITS
 
 
@@ -81,7 +82,7 @@ def test_float64_is_the_function_itself_in_float64(problem):
     with jax.enable_x64(True):
         weights, images, labels = problem
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (weights, images))
-        expected = gradient(*wide, labels)
+        expected = jax.jit(gradient)(*wide, labels)
         computed = jax.jit(rounding.in_float64(gradient))(*problem)
         for a, b in zip(jax.tree.leaves(computed), jax.tree.leaves(expected), strict=True):
             assert a.dtype == b.dtype == np.float64
@@ -91,8 +92,8 @@ def test_float64_is_the_function_itself_in_float64(problem):
 def test_tf32_is_as_far_from_float64_as_its_mantissa_says(problem):
     gradient = jax.grad(classifier)
     with jax.enable_x64(True):
-        exact = jax.device_get(rounding.in_float64(gradient)(*problem))
-    rounded = jax.device_get(rounding.with_tf32_operands(gradient)(*problem))
+        exact = jax.device_get(jax.jit(rounding.in_float64(gradient))(*problem))
+    rounded = jax.device_get(jax.jit(rounding.with_tf32_operands(gradient))(*problem))
     for a, b in zip(jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True):
         error = np.linalg.norm(a - b) / np.linalg.norm(b)
         assert 1e-5 < error < 4 * UNIT
