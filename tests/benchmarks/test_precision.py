@@ -32,7 +32,7 @@ def test_costs_of_known_gradients():
 
 
 def test_command(tmp_path, capsys, toy):
-    """Gradients in float32 are nearer to float64 than in emulated TF32; both train, from the same weights on the same labels."""
+    """In float32 gradients are nearer to float64 than in emulated TF32; both train from the same start."""
     path = tmp_path / "precision.json"
     toy[toy.index("--batch-size") + 1] = "256"
     arguments = ["--epochs", "1", "--points", "2", "--seeds", "0", "--precisions", "float32", "tf32"]
