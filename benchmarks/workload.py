@@ -19,7 +19,7 @@ import optax
 import saner_jax
 from benchmarks import command, flops, timing
 from examples.noisy_images import config as configuration
-from examples.noisy_images import data, methods, models, training
+from examples.noisy_images import data, devices, methods, models, training
 from examples.noisy_images.config import PAPER, Config
 
 NUM_CLASSES = 10
@@ -142,10 +142,10 @@ def dataset(
 
 
 def trainer(config: Config, images: data.Dataset) -> training.Trainer:
-    """Return the program's trainer, also for the methods of `FURTHER`."""
+    """Return the program's trainer, also for the methods of `FURTHER`, on one device however many there are."""
     configuration.check(config)
     with _further_methods():
-        return training.Trainer(config, images)
+        return training.Trainer(config, images, devices.mesh(1))
 
 
 @dataclasses.dataclass(frozen=True)
