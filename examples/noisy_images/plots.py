@@ -451,8 +451,8 @@ def contact_sheet_figure(images: Sequence[np.ndarray], captions: Sequence[str], 
 
 
 def _head(figure: "Figure", title: str) -> None:
-    # Broken where the figure ends: a letter of this size is about a thirteenth of an inch wide.
-    lines = [textwrap.fill(line, int(13 * figure.get_figwidth())) for line in title.splitlines()]
+    # Broken where the figure ends: a letter of this size is about an eleventh of an inch wide.
+    lines = [textwrap.fill(line, int(11 * figure.get_figwidth())) for line in title.splitlines()]
     figure.suptitle("\n".join(lines), fontsize=_FONT + 2)
 
 

@@ -86,14 +86,14 @@ def test_folders_that_are_not_what_is_needed(fails, tmp_path):
 
 
 def test_interruptions_exit_with_130(fails, monkeypatch):
-    def interrupted(config, folder):
+    def interrupted(config, folder, devices):
         raise run.Interrupted(folder / "with blank", 7)
 
     monkeypatch.setattr(run, "train", interrupted)
     line = fails("train", *SMALL, "--name", "x", status=130)
     assert line == "stopped after step 7; go on with: python -m examples.noisy_images resume 'runs/x/with blank'\n"
 
-    def killed(config, folder):
+    def killed(config, folder, devices):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "train", killed)
@@ -101,7 +101,7 @@ def test_interruptions_exit_with_130(fails, monkeypatch):
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback(monkeypatch):
-    def wrong(config, folder):
+    def wrong(config, folder, devices):
         raise ZeroDivisionError
 
     monkeypatch.setattr(run, "train", wrong)
@@ -157,15 +157,15 @@ def test_without_a_sub_command_it_compares(monkeypatch, tmp_path):
     cli.main([])
     cli.main(["--seeds", "4", "--methods", "sam", "--epochs", "3", "--name", "x"])
     cli.main(["compare", "--dataset", "cifar100", "--out", "elsewhere"])
-    default = (comparison.DIGITS, ("sgd", "sam", "saner"), (0, 1, 2), Path("runs/digits"))
-    short = (dataclasses.replace(comparison.DIGITS, epochs=3), ("sam",), (4,), Path("runs/x"))
+    default = (comparison.DIGITS, ("sgd", "sam", "saner"), (0, 1, 2), Path("runs/digits"), None)
+    short = (dataclasses.replace(comparison.DIGITS, epochs=3), ("sam",), (4,), Path("runs/x"), None)
     paper = (dataclasses.replace(PAPER, dataset="cifar100"), ("sgd", "sam", "saner"), (0, 1, 2))
-    assert compared == [default, short, (*paper, Path("elsewhere/cifar100"))]
+    assert compared == [default, short, (*paper, Path("elsewhere/cifar100"), None)]
 
 
 def test_train_starts_from_the_papers_protocol(monkeypatch):
     trained = []
-    monkeypatch.setattr(run, "train", lambda config, folder: trained.append((config, folder)) or {})
+    monkeypatch.setattr(run, "train", lambda config, folder, devices: trained.append((config, folder)) or {})
     cli.main("train --dataset cifar10 --noise symmetric --rate 0.5 --method saner --model resnet18".split())
     cli.main("train --noise none --seeds 3 4 --asymmetric-picks affected --no-augment".split())
     cli.main("train --seeds 3 4 --name x --out y --learning-rate-drops 0.3 --scan-epochs True".split())

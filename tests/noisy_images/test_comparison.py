@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -34,7 +35,7 @@ def calls(monkeypatch):
         original = getattr(run, name)
 
         def spy(*arguments, name=name, original=original, **options):
-            made.append((name, arguments[-1].name))
+            made.append((name, next(one for one in arguments if isinstance(one, Path)).name))
             return original(*arguments, **options)
 
         monkeypatch.setattr(run, name, spy)

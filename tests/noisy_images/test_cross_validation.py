@@ -99,7 +99,7 @@ def test_complete_folds_are_not_trained_again_and_a_missing_one_is(trained, monk
     started = []
     resume = run.resume
     monkeypatch.setattr(run, "train", lambda *arguments: pytest.fail("a fold is trained from its start"))
-    monkeypatch.setattr(run, "resume", lambda one: started.append(one.name) or resume(one))
+    monkeypatch.setattr(run, "resume", lambda one, *devices: started.append(one.name) or resume(one, *devices))
     np.testing.assert_array_equal(cross_validation.out_of_sample(folder, 3), probabilities)
     assert started == ["fold-2"]
 
