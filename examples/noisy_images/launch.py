@@ -32,7 +32,7 @@ class Launch:
     """Number of processes."""
     process_id: int | None = None
     """Number of this process, from 0."""
-    heartbeat_seconds: int = 30
+    heartbeat_seconds: int = 100
     """Seconds without a sign of life after which a process counts as lost, and the others end."""
 
 
@@ -122,16 +122,24 @@ def last_words(folder: Path) -> Iterator[None]:
     )
     try:
         yield
+    finally:
+        shell.communicate(b"\n")
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """End one of several processes by an error that is its own: to unwind would be to wait for one that may be gone."""
+    import jax
+
+    try:
+        yield
     except (UserError, Interrupted):
         raise
     except Exception as error:
+        if jax.process_count() == 1:
+            raise
         if isinstance(error, jax.errors.JaxRuntimeError):
             print(f"error: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
-        shell.stdin.close()
-        shell.wait()
-        # To unwind further, or to leave JAX in good order, would be to wait for a process that may be gone.
         os._exit(1)
-    finally:
-        shell.communicate(b"\n")

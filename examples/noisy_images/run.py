@@ -239,7 +239,7 @@ def measure(
 
 
 def _fit(trainer: training.Trainer, prepared: Prepared, folder: Path, resume: bool) -> dict[str, Any]:
-    with launch.last_words(folder):
+    with launch.last_words(folder), launch.ending_at_once():
         return _epochs(trainer, prepared, folder, resume)
 
 
@@ -268,7 +268,7 @@ def _epochs(trainer: training.Trainer, prepared: Prepared, folder: Path, resume:
     rate = methods.learning_rate(config, steps)
 
     try:
-        with progress, _stop_requests() as stop_requested:
+        with progress, _stop_requests() as stop_requested, launch.ending_at_once():
             while trainer.epoch < config.epochs:
                 started, first_step = time.monotonic(), trainer.step
                 for calls, step in enumerate(trainer.train_epoch(stop_requested)):

@@ -12,7 +12,7 @@ from PIL import Image
 from examples.noisy_images import cli, files, launch
 from examples.noisy_images.errors import UserError
 
-HEARTBEAT = 15
+HEARTBEAT = 60
 PROTOCOL = [
     *("train", "--noise", "none", "--model", "mlp", "--width", "0.0625", "--method", "sgd", "--batch-size", "8"),
     *("--learning-rate", "0.02", "--evaluate-every", "4"),
@@ -95,7 +95,7 @@ def test_processes_stop_together_and_end_when_one_is_lost(start, start_together,
     os.kill(processes[1].pid, signal.SIGKILL)
     killed = time.monotonic()
     assert processes[0].wait() not in (0, 130), "it was over before it could be killed"
-    assert time.monotonic() - killed < HEARTBEAT + 20
+    assert time.monotonic() - killed < HEARTBEAT + 30
     go_on = f"start all processes again with: python -m examples.noisy_images resume {folder}"
     # Said by a shell that outlives the process, where JAX ended it.
     assert until(lambda: go_on in processes[0].stderr)
