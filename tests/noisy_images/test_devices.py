@@ -4,11 +4,8 @@ In float32 a rounding difference can flip a bit of SANER's mask, after which tra
 """
 
 import dataclasses
-import json
 import math
-import os
 import re
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from examples.noisy_images import devices, files, logs, models, run, training
+from examples.noisy_images import devices, methods, models, training
 from examples.noisy_images.accumulation import accumulate
 from examples.noisy_images.config import Config, check
 from examples.noisy_images.errors import UserError
@@ -69,13 +66,27 @@ def float64(monkeypatch):
         yield
 
 
-def trained(config, dataset, count=1, steps=4):
-    """The state after some steps on some devices."""
-    trainer = training.Trainer(config, dataset, devices.mesh(count))
-    trainer.state = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, trainer.state)
-    while trainer.step < steps:
-        list(trainer.train_epoch(lambda: trainer.step == steps))
-    return trainer
+@pytest.fixture
+def trained(eager):
+    """Train some steps on some devices; on one operation by operation, where that is faster."""
+
+    def train(config, dataset, count=1, steps=4):
+        trainer = training.Trainer(config, dataset, devices.mesh(count))
+        if count == config.accumulate == 1 and not config.augment:
+            eager(trainer)
+        start_epoch = trainer._functions.start_epoch
+        # The running sums, too, so that a second epoch does not compile again.
+        trainer._functions = trainer._functions._replace(start_epoch=lambda state: in_float64(start_epoch(state)))
+        trainer.state = in_float64(trainer.state)
+        while trainer.step < steps:
+            list(trainer.train_epoch(lambda: trainer.step == steps))
+        return trainer
+
+    return train
+
+
+def in_float64(state):
+    return jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state)
 
 
 def assert_same(actual, expected, rtol=1e-12):
@@ -96,7 +107,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_several_devices_take_the_steps_of_one(variant, tiny):
+def test_several_devices_take_the_steps_of_one(variant, tiny, trained):
     config, dataset = dataclasses.replace(NORMALISED, **VARIANTS[variant]), tiny(train=40)
     one = trained(config, dataset)
     for count in (2, 4, 8) if variant == "saner" else (8,):
@@ -180,13 +191,13 @@ def test_a_sum_over_micro_batches(loop, monkeypatch):
 
 
 @pytest.mark.parametrize(("variant", "count", "devices"), [({}, 4, 1), ({}, 2, 8), (CO_TEACHING, 4, 2)])
-def test_micro_batches_take_the_steps_of_the_whole_batch(variant, count, devices, tiny):
+def test_micro_batches_take_the_steps_of_the_whole_batch(variant, count, devices, tiny, trained):
     config, dataset = dataclasses.replace(PLAIN, **variant), tiny(train=40)
     accumulated = trained(dataclasses.replace(config, accumulate=count), dataset, devices)
     assert_same(accumulated.state, trained(config, dataset).state)
 
 
-def test_batch_norm_sees_one_micro_batch_at_a_time(tiny):
+def test_batch_norm_sees_one_micro_batch_at_a_time(tiny, trained):
     """Micro-batches of every fourth sample are groups of a batch that holds these samples one after the other."""
     config = dataclasses.replace(NORMALISED, dropout=0.0, augment=False, batch_norm_pass="perturbed")
     dataset = tiny(train=16)
@@ -194,17 +205,16 @@ def test_batch_norm_sees_one_micro_batch_at_a_time(tiny):
     images, labels = dataset.train.images, dataset.train.labels
     order = np.asarray(training.epoch_order(config.seed, 0, 16)).reshape(4, 4).T.ravel()
     grouped = training.Trainer(dataclasses.replace(config, batch_norm_groups=4), dataset, devices.mesh(1))
-    grouped.state = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, grouped.state)
-    state = grouped._functions.train_batch(grouped.state, grouped._seed, images[order], labels[order])
-    assert_same(accumulated.state, state)
+    batch = jnp.asarray(images[order]), jnp.asarray(labels[order])
+    assert_same(accumulated.state, grouped._functions.train_batch(in_float64(grouped.state), grouped._seed, *batch))
 
 
-def test_dropout_masks_are_the_same_in_all_passes_over_micro_batches(tiny):
-    dataset = tiny(train=40)
-    config = dataclasses.replace(PLAIN, dropout=0.3, accumulate=2)
-    sgd = trained(dataclasses.replace(config, method="sgd"), dataset, steps=2)
-    sam = trained(dataclasses.replace(config, method="sam", rho=0.0), dataset, steps=2)
-    assert_same(sam.state.networks[0].params, sgd.state.networks[0].params)
+def test_dropout_masks_are_the_same_in_both_passes_over_micro_batches(tiny, trained):
+    """So that without a perturbation there is no difference between the gradients."""
+    config = dataclasses.replace(PLAIN, dropout=0.3, accumulate=2, method="sam", rho=0.0)
+    monitored = methods.monitored(trained(config, tiny(train=40), steps=1).state.networks[0].opt_state)
+    np.testing.assert_allclose(monitored.perturbed_gradient_norm, monitored.gradient_norm, rtol=1e-12)
+    np.testing.assert_allclose(monitored.cosine, 1, rtol=1e-12)
 
 
 def test_micro_batches_in_a_loop_need_less_memory(tiny, monkeypatch):
@@ -233,41 +243,3 @@ def test_batches_that_cannot_be_divided(tiny):
 def test_more_devices_than_there_are(count):
     with pytest.raises(UserError, match=rf"--devices {count} cannot be shared out.*up to 8"):
         devices.mesh(count)
-
-
-# --- a whole run --------------------------------------------------------------------------------------------------
-
-
-class Interrupting(logs.Silent):
-    """A display that presses Ctrl-C after the third step."""
-
-    def step(self, step):
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_a_run_goes_on_with_another_number_of_devices(npz, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "_optional", lambda write: None)
-    config = Config(
-        dataset="npz",
-        data_dir=str(npz(train=32)),
-        noise="none",
-        model="mlp",
-        width=1 / 64,
-        method="sgd",
-        batch_size=8,
-        epochs=2,
-    )
-    with jax.enable_x64(False):
-        run.train(config, tmp_path / "whole", 1)
-        with monkeypatch.context() as patch:
-            patch.setattr(logs, "progress", lambda *_: Interrupting())
-            with pytest.raises(run.Interrupted, match="after step 3"):
-                run.train(config, tmp_path / "parts", 8)
-        run.resume(tmp_path / "parts", 2)
-        measured = [files.read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("parts", "whole")]
-        for parts, whole in zip(*measured, strict=True):
-            for name in ("step", "test_loss", "running_loss", "train_loss", "test_accuracy"):
-                assert parts[name] == pytest.approx(whole[name], rel=1e-4), name
-    environment = json.loads((tmp_path / "parts" / "environment.json").read_text())
-    assert [environment["devices"], *(e["devices"] for e in environment["resumed"])] == [8, 2]

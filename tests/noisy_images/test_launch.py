@@ -1,5 +1,6 @@
 """Several processes on this machine, over its loopback: they train one run, end together, and go on in any number."""
 
+import json
 import os
 import signal
 import socket
@@ -105,6 +106,9 @@ def test_processes_stop_together_and_end_when_one_is_lost(start, start_together,
     process = start("resume", folder, devices=4)
     assert process.wait() == 0, process.stderr
     assert_the_same(folder, tmp_path / "alone")
+    environment = json.loads((folder / "environment.json").read_text())
+    used = [(e["processes"], e["devices"]) for e in (environment, *environment["resumed"])]
+    assert used == [(2, 4), (2, 4), (1, 4)]
 
 
 def test_processes_that_are_not_found(monkeypatch, capsys):
