@@ -73,7 +73,7 @@ def photographs(tmp_path):
 
 def test_processes_stop_together_and_end_when_one_is_lost(start, start_together, photographs, until, tmp_path):
     options = [*PROTOCOL, "--dataset", "folder", "--data-dir", photographs, "--image-size", 12, "--workers", 0]
-    options += ["--epochs", 12, "--out", tmp_path]
+    options += ["--epochs", 8, "--out", tmp_path]
     alone = start(*options, "--name", "alone")
     assert alone.wait() == 0, alone.stderr
     folder = tmp_path / "together"
