@@ -140,19 +140,29 @@ def describe(metrics: Mapping[str, Any]) -> str:
 
 
 class TensorBoard:
-    """TensorBoard scalars of one run; does nothing where tensorboardX is not installed."""
+    """TensorBoard scalars of one run; does nothing where tensorboardX is not installed.
+
+    The event file is made by the first epoch written: tensorboardX imports PyTorch where that is installed, seconds for
+    which the first step should not wait.
+    """
 
     def __init__(self, folder: Path, purge_step: int | None):
+        self._folder, self._purge_step = folder, purge_step
+        self._writer: Any = None
+
+    def _create(self) -> Any:
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            self._writer = None
-        else:
-            # The writer names its file by the second: a run that goes on at once must not write over its own start.
-            self._writer = SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=f".{purge_step or 0}")
+            return None
+        # The writer names its file by the second: a run that goes on at once must not write over its own start.
+        suffix = f".{self._purge_step or 0}"
+        return SummaryWriter(str(self._folder), purge_step=self._purge_step, filename_suffix=suffix)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Write the scalars of an epoch at its step."""
+        if self._writer is None:
+            self._writer = self._create()
         if self._writer is not None:
             for name, value in metrics.items():
                 if isinstance(value, float):
@@ -160,6 +170,6 @@ class TensorBoard:
             self._writer.flush()
 
     def close(self) -> None:
-        """Close the event file."""
+        """Close the event file, if there is one."""
         if self._writer is not None:
             self._writer.close()

@@ -417,6 +417,13 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
         )
         return images, _key(seed, _DROPOUT, step) if config.dropout else None
 
+    # One function to JAX, whose second pass takes the first one's trace; the compiler sees no difference.
+    @jax.jit
+    def of_batch(params: Any, statistics: Any, batch: Images, dropout_key: jax.Array | None) -> Any:
+        images = augmentation.normalise(batch.images, spec.mean, spec.std)
+        logits, statistics = apply(params, statistics, images, True, dropout_key)
+        return sample_loss(logits, batch.labels), (logits, statistics)
+
     def train_batch(state: State, seed: jax.Array, images: jax.Array, labels: jax.Array) -> State:
         batch = jax.lax.with_sharding_constraint(Images(images, labels), divided)
         images, dropout_key = augmented(seed, state.step, batch.images)
@@ -426,13 +433,7 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
             """Return the samples' losses, and their backward pass: weights -> gradient, statistics, losses, logits."""
 
             def linearise(rows: Images, key: jax.Array | None) -> Any:
-                images = augmentation.normalise(rows.images, spec.mean, spec.std)
-
-                def losses(params: Any) -> Any:
-                    logits, statistics = apply(params, network.statistics, images, True, key)
-                    return sample_loss(logits, rows.labels), (logits, statistics)
-
-                return jax.vjp(losses, params, has_aux=True)
+                return jax.vjp(lambda params: of_batch(params, network.statistics, rows, key), params, has_aux=True)
 
             if config.accumulate == 1:
                 losses, pullback, (logits, statistics) = linearise(batch, dropout_key)

