@@ -4,8 +4,8 @@
 
 Photographs of ImageNet's size are generated, written as JPEG files and read as the training program reads them:
 shuffled, decoded, scaled, cropped at random and batched by Grain. A pass starts its worker processes anew, as an epoch
-does; the rate is that of the batches after the first, and what the first one waits for stands beside it. Numbers of
-workers take turns, in a new random order every round.
+does, and ends them: the rate is that from the first batch to the last, and what the first one waits for and the end
+takes stand beside it. Numbers of workers take turns, in a new random order every round.
 
 The loader keeps a device busy if it delivers images as fast as the device takes them. A two-pass method takes three
 forward passes' FLOPs a pass, two passes an image; `--device-tflops` is the rate at which the device computes them.
@@ -16,7 +16,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,23 +47,36 @@ def photographs(folder: pathlib.Path, count: int, seed: int = 0) -> data.Split:
     return data.Split(data.ImageFiles(tuple(paths)), labels, None, np.arange(count))
 
 
-def pass_over(split: data.Split, workers: int, batch_size: int, image_size: int, epoch: int) -> tuple[float, float]:
-    """Return the seconds until the first batch of a pass, and the images a second of those after it."""
+class Pass(NamedTuple):
+    """What one pass over the images took."""
+
+    first_batch_s: float
+    """Seconds from the start to the first batch."""
+    images_per_s: float
+    """Rate of the batches after the first."""
+    end_s: float
+    """Seconds from the last batch to the end of the worker processes."""
+
+
+def pass_over(split: data.Split, workers: int, batch_size: int, image_size: int, epoch: int) -> Pass:
+    """Time one pass with this number of worker processes."""
     started = time.perf_counter()
     batches = streaming.batches(
         split, batch_size=batch_size, seed=0, epoch=epoch, workers=workers, train=True, image_size=image_size
     )
     next(batches)
-    first = time.perf_counter()
-    rest = sum(len(images) for images, _ in batches)
-    return first - started, rest / (time.perf_counter() - first)
+    first = last = time.perf_counter()
+    images = 0
+    for batch, _ in batches:
+        images += len(batch)
+        last = time.perf_counter()
+    return Pass(first - started, images / (last - first), time.perf_counter() - last)
 
 
 def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
     """Time passes with every number of workers in turns."""
     rng = np.random.default_rng(0)
-    waits: dict[int, list[float]] = {workers: [] for workers in args.workers}
-    rates: dict[int, list[float]] = {workers: [] for workers in args.workers}
+    passes: dict[int, list[Pass]] = {workers: [] for workers in args.workers}
     with tempfile.TemporaryDirectory() as folder:
         command.progress(f"writing {args.images} photographs")
         split = photographs(pathlib.Path(folder), args.images)
@@ -74,9 +87,8 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
                 break
             started = time.monotonic()
             for workers in rng.permutation(args.workers):
-                wait, rate = pass_over(split, int(workers), args.batch_size, args.image_size, round_)
-                waits[int(workers)].append(wait)
-                rates[int(workers)].append(rate)
+                one = pass_over(split, int(workers), args.batch_size, args.image_size, round_)
+                passes[int(workers)].append(one)
             slowest = max(slowest, time.monotonic() - started)
     needed = args.device_tflops * 1e12 / (2 * 3 * 2 * MULTIPLICATIONS * (args.image_size / 224) ** 2)
     return {
@@ -85,13 +97,13 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
             "file_bytes": file_bytes,
             "batch_size": args.batch_size,
             "image_size": args.image_size,
-            "rounds": len(rates[args.workers[0]]),
+            "rounds": len(passes[args.workers[0]]),
         },
         "device": {"tflops": args.device_tflops, "images_per_s": needed},
         "workers": {
             str(workers): {
-                "images_per_s": statistics.median_with_interval(np.array(rates[workers])),
-                "first_batch_s": statistics.median_with_interval(np.array(waits[workers])),
+                name: statistics.median_with_interval(np.array([getattr(one, name) for one in passes[workers]]))
+                for name in Pass._fields
             }
             for workers in args.workers
         },
@@ -106,11 +118,18 @@ def report(results: dict[str, Any]) -> str:
             workers if workers != "0" else "0 (threads of the training process)",
             tables.interval(measured["images_per_s"], 0),
             tables.interval(measured["first_batch_s"], 2),
+            tables.interval(measured["end_s"], 2),
             f"{100 * measured['images_per_s']['median'] / device['images_per_s']:.1f} %",
         )
         for workers, measured in results["workers"].items()
     ]
-    header = ("workers", "images a second (95 %)", "first batch after, s (95 %)", "of what the device takes")
+    header = (
+        "workers",
+        "images a second (95 %)",
+        "first batch after, s (95 %)",
+        "end, s (95 %)",
+        "of what the device takes",
+    )
     return "\n".join(
         [
             f"{setting['images']} JPEGs of {WIDTH}x{HEIGHT} pixels and {setting['file_bytes'] / 1e3:.0f} kB, batches "

@@ -292,18 +292,19 @@ def report(results: dict[str, Any]) -> str:
             row = [name[precision]]
             for metric in METRICS:
                 values = np.array([one["precisions"][precision][metric] for one in results["runs"]])
-                row.append("{mean:.2%} +- {std:.2%}".format(**statistics.mean_with_spread(values)))
+                row.append(tables.percent(statistics.mean_with_spread(values)))
                 if precision == "float32" or "float32" not in base:
                     row.append("")
                     continue
                 against_float32 = values - [one["precisions"]["float32"][metric] for one in results["runs"]]
-                row.append("{mean:+.2%} +- {std:.2%}".format(**statistics.mean_with_spread(against_float32)))
+                row.append(tables.percent(statistics.mean_with_spread(against_float32), sign="+"))
             rows.append(row)
         header = ["precision"]
         for metric in METRICS:
             header += [metric.replace("_", " "), "against float32, by seed"]
-        seeds = ", ".join(str(one["seed"]) for one in results["runs"])
-        lines += [f"After the last epoch, seeds {seeds} (mean and standard deviation):", ""]
+        seeds = [str(one["seed"]) for one in results["runs"]]
+        which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(seeds)} (mean and standard deviation)"
+        lines += [f"After the last epoch, {which}:", ""]
         lines += [*tables.table(header, rows), ""]
     return "\n".join(lines)
 

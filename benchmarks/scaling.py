@@ -3,17 +3,19 @@
     python -m benchmarks.scaling --output benchmarks/results/scaling.json --figure benchmarks/results/scaling.png
 
 * **Leaves**: time to trace and to compile a step on trees of small leaves, in seconds of processor time (of all
-  threads), which other work on the machine hardly changes.
+  threads), which other work on the machine hardly changes, and without Python's garbage collector, as `timeit` does it.
 * **Parameters**: wall-clock time and temporary memory of a step, with the trivial gradient.
 * **Devices**: memory of a device, and bytes that it receives from collectives, in the step of the sharded transformer;
   compiled for virtual CPU devices, never run: their times would say nothing about devices. With ``--topology v5e:2x4``
   and libtpu installed, compiled for TPUs, which need not be there.
 
-SANER stands beside the same chain without it. What grows is fitted by a power of the size, over its upper half.
+SANER stands beside the same chain without it, beside two passes without a norm, and beside these with Optax's own
+global norm. What grows is fitted by a power of the size, over its upper half.
 """
 
 import argparse
 import functools
+import gc
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -50,6 +52,7 @@ def perturbed(rho: float) -> optax.GradientTransformationExtraArgs:
 METHODS = {
     "without": lambda: optax.identity(),
     "two passes": lambda: perturbed(RHO),
+    "two passes, clipped": lambda: optax.chain(perturbed(RHO), optax.clip_by_global_norm(1.0)),
     "SANER": lambda: saner_jax.saner(RHO, 0.5),
 }
 
@@ -87,11 +90,14 @@ def over_leaves(counts: Sequence[int], repeats: int) -> list[dict[str, Any]]:
             state = jax.eval_shape(tx.init, params)
             for _ in range(repeats):
                 jax.clear_caches()
+                gc.collect()
+                gc.disable()
                 start = time.process_time()
                 lowered = jax.jit(step_of(tx)).lower((params, state))
                 traced = time.process_time()
                 lowered.compile()
                 seconds.append((traced - start, time.process_time() - traced))
+                gc.enable()
             trace, compilation = np.min(seconds, axis=0)
             row[name] = {"trace_s": float(trace), "compile_s": float(compilation)}
         rows.append(row)
@@ -104,7 +110,8 @@ def over_parameters(counts: Sequence[int], rounds: int, budget: timing.Budget) -
     for count in counts:
         command.progress(f"{count:,} parameters")
         rng = np.random.default_rng(0)
-        weights = rng.standard_normal(count // 10, np.float32)
+        # Between the minima at -1 and 1, where no step grows, however many there are.
+        weights = rng.uniform(-1, 1, count // 10).astype(np.float32)
         row: dict[str, Any] = {"parameters": count}
         subjects = {}
         for name in METHODS:
@@ -180,28 +187,29 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
 
 
 def exponents(results: dict[str, Any]) -> dict[str, float | None]:
-    """Return how each cost grows: of the chain without SANER, and of what SANER adds to it."""
+    """Return how each cost grows: of the chain without SANER, and of what SANER and the others add to it."""
 
     def fit(rows: list[dict[str, Any]], size: str, name: str, quantity: str) -> float | None:
-        values = [row[name][quantity] - (row["without"][quantity] if name == "SANER" else 0) for row in rows]
+        values = [row[name][quantity] - (0 if name == "without" else row["without"][quantity]) for row in rows]
         return exponent([row[size] for row in rows], values)
 
     fits = {}
     for size, quantities in (("leaves", ("trace_s", "compile_s")), ("parameters", ("median_s", "temporary_bytes"))):
         for quantity in quantities:
-            for name, what in (("without", "the chain without SANER"), ("SANER", "what SANER adds")):
+            for name in METHODS:
+                what = "the chain without SANER" if name == "without" else f"what {name} adds"
                 fits[f"{quantity} over {size}, {what}"] = fit(results[size], size, name, quantity)
     return fits
 
 
 def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
-    """Measure all three, and fit."""
+    """Measure all three, what takes longest last, and fit."""
     devices = devices_of(args.topology, max(args.devices))
     results: dict[str, Any] = {
         "setting": {"transformer": vars(TRANSFORMER), "topology": args.topology, "freed_memory_kept": args.memory_kept},
-        "leaves": over_leaves(args.leaves, args.repeats),
-        "parameters": over_parameters(args.parameters, args.rounds, budget),
         "devices": over_devices(TRANSFORMER, args.devices, devices),
+        "parameters": over_parameters(args.parameters, args.rounds, budget),
+        "leaves": over_leaves(args.leaves, args.repeats),
     }
     return results | {"exponents": exponents(results)}
 
@@ -233,7 +241,7 @@ def report(results: dict[str, Any]) -> str:
             rows.append((f"{row['devices']}, {name}", state, temporary, moved))
     lines += tables.table(("devices", "state, MB", "temporary, MB", "received, MB"), rows)
     rows = [
-        (name, "not positive: lost in the noise" if value is None else f"{value:.2f}")
+        (name, "none: too few sizes, or lost in the noise" if value is None else f"{value:.2f}")
         for name, value in results["exponents"].items()
     ]
     return "\n".join([*lines, "", *tables.table(("grows as a power", "exponent"), rows)])
@@ -245,16 +253,23 @@ def figure(results: dict[str, Any]) -> Any:
 
     drawn = Figure(figsize=(7.2, 5.6), layout="constrained")
     compilation, step, memory, traffic = drawn.subplots(2, 2).flat
-    styles = {"without": ("#000000", "o", "-"), "two passes": ("#D55E00", "s", "--"), "SANER": ("#0072B2", "^", "-")}
+    styles = {
+        "without": ("#000000", "o", "-"),
+        "two passes": ("#D55E00", "s", "--"),
+        "two passes, clipped": ("#009E73", "D", ":"),
+        "SANER": ("#0072B2", "^", "-"),
+    }
 
-    def lines(axes: Any, size: str, value: Callable[[dict[str, Any]], float], title: str, label: str) -> None:
+    def lines(
+        axes: Any, size: str, value: Callable[[dict[str, Any]], float], title: str, label: str, scale: str = "log"
+    ) -> None:
         for name, (colour, marker, style) in styles.items():
             rows = [row for row in results[size] if name in row]
             if rows:
                 points = [row[size] for row in rows], [value(row[name]) for row in rows]
                 axes.plot(*points, color=colour, marker=marker, linestyle=style, label=name, markersize=4)
         axes.set_xscale("log", base=2 if size == "devices" else 10)
-        axes.set_yscale("log")
+        axes.set_yscale(scale)
         axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
         axes.set_xlabel(size, fontsize=9)
         axes.set_ylabel(label, fontsize=9)
@@ -267,15 +282,16 @@ def figure(results: dict[str, Any]) -> Any:
     lines(step, "parameters", lambda m: 1e3 * m["median_s"], "Step", "wall-clock time (ms)")
     lines(
         memory, "devices", lambda m: (m["state_bytes"] + m["temporary_bytes"]) / 1e6,
-        "Memory of a device", "state and temporary (MB)",
+        "Memory of a device", "state and temporary (MB)", "linear",
     )  # fmt: skip
     lines(
-        traffic, "devices", lambda m: sum(m["received_bytes"].values()) / 1e6 or np.nan,
-        "Traffic of a device", "received in a step (MB)",
+        traffic, "devices", lambda m: sum(m["received_bytes"].values()) / 1e6,
+        "Traffic of a device", "received in a step (MB)", "linear",
     )  # fmt: skip
     for axes in (memory, traffic):
         axes.set_xticks([row["devices"] for row in results["devices"]])
         axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.set_ylim(bottom=0)
     return drawn
 
 

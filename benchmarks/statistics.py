@@ -44,6 +44,9 @@ def median_with_interval(values: np.ndarray, resamples: int = 2000, seed: int = 
     return {"median": float(np.median(values)), "low": float(low), "high": float(high)}
 
 
-def mean_with_spread(values: np.ndarray) -> dict[str, float]:
-    """Return the mean and the standard deviation (of a sample) of a few values, such as accuracies of seeds."""
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+def mean_with_spread(values: np.ndarray) -> dict[str, float | None]:
+    """Return the mean and the standard deviation (of a sample) of a few values, such as accuracies of seeds.
+
+    One value has no spread.
+    """
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}

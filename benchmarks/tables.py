@@ -19,3 +19,9 @@ def milliseconds(measured: Mapping[str, float]) -> str:
     median, q1, q3 = (1e3 * measured[name] for name in ("median_s", "q1_s", "q3_s"))
     digits = 2 if median < 100 else 0
     return f"{median:.{digits}f} ({q1:.{digits}f} to {q3:.{digits}f})"
+
+
+def percent(measured: Mapping[str, float | None], sign: str = "") -> str:
+    """Return a mean with its standard deviation, where there is one, in percent."""
+    mean = format(measured["mean"], f"{sign}.2%")
+    return mean if measured["std"] is None else f"{mean} +- {measured['std']:.2%}"

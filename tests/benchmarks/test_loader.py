@@ -21,8 +21,7 @@ def test_it_measures_every_number_of_workers(tmp_path, capsys):
 def test_a_pass_delivers_all_batches_but_the_short_one(tmp_path):
     split = loader.photographs(tmp_path, 11)
     assert {split.images[i].shape for i in range(11)} == {(375, 500, 3)}
-    wait, rate = loader.pass_over(split, 0, 4, 32, epoch=0)
-    assert wait > 0 and rate > 0
+    assert min(loader.pass_over(split, 0, 4, 32, epoch=0)) > 0
 
 
 def test_what_a_device_takes():

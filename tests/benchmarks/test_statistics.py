@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import statistics
+from benchmarks import statistics, tables
 from benchmarks.statistics import Ratio
 
 
@@ -35,4 +35,9 @@ def test_factor_multiplies_the_denominator():
 def test_quartiles_and_spread():
     assert statistics.quartiles(np.arange(5.0)) == {"q1_s": 1.0, "median_s": 2.0, "q3_s": 3.0}
     assert statistics.mean_with_spread(np.array([1.0, 3.0])) == {"mean": 2.0, "std": pytest.approx(2**0.5)}
-    assert statistics.mean_with_spread(np.array([4.0])) == {"mean": 4.0, "std": 0.0}
+    assert statistics.mean_with_spread(np.array([4.0])) == {"mean": 4.0, "std": None}
+
+
+def test_a_single_seed_is_shown_without_a_spread():
+    assert tables.percent({"mean": 0.5, "std": None}) == "50.00%"
+    assert tables.percent({"mean": 0.5, "std": 0.01}, sign="+") == "+50.00% +- 1.00%"

@@ -112,7 +112,7 @@ class _RunningStatistic(nnx.BatchStat):
     """
 
     def __setitem__(self, index, value) -> None:
-        if index is ...:
+        if index is ... and hasattr(self, "set_value"):  # Flax 0.12.0 has no such method, and asks nothing.
             self.set_value(value)
         else:
             super().__setitem__(index, value)
