@@ -49,34 +49,33 @@ class Analysis(NamedTuple):
 
 
 def gradients(
-    sample_losses: Callable[[Any], jax.Array], params: Any, is_noisy: jax.Array | None, rho: float
+    linearise: Callable[[Any], tuple[jax.Array, Callable[[jax.Array], Any]]],
+    params: Any,
+    is_noisy: jax.Array | None,
+    rho: float,
 ) -> Gradients:
-    """Take the gradients of a batch from two forward passes.
+    """Take the gradients of a batch at two points.
 
     The noisy samples' gradient is that of their share of the mean loss, `sum of their losses / B`. All samples pass
     through the network together, so that BatchNorm normalises them as it does in training.
 
     Args:
-      sample_losses: params -> losses (B,), with one dropout key.
+      linearise: params -> losses (B,), and a function of weights (B,) that returns the gradient of the weighted sum of
+        the losses; with one dropout key.
       is_noisy: bool (B,); None where true labels are unknown.
       rho: norm of eps.
     """
-
-    def of_mean(weights: jax.Array, pullback: Callable[..., Any]) -> Any:
-        return pullback(weights / weights.size)[0]
-
-    losses, pullback = jax.vjp(sample_losses, params)
-    everyone = jnp.ones_like(losses)
-    g = of_mean(everyone, pullback)
+    losses, gradient_of = linearise(params)
+    everyone = jnp.full_like(losses, 1 / losses.size)
+    g = gradient_of(everyone)
     of_noisy = of_clean = None
     if is_noisy is not None:
-        noisy = is_noisy.astype(losses.dtype)
-        of_noisy, of_clean = of_mean(noisy, pullback), of_mean(1 - noisy, pullback)
+        of_noisy, of_clean = gradient_of(everyone * is_noisy), gradient_of(everyone * ~is_noisy)
 
     ascent = saner_jax.scale_to_norm(rho)
     eps, _ = ascent.update(g, ascent.init(params), params)
-    _, pullback = jax.vjp(sample_losses, jax.tree.map(jnp.add, params, eps))
-    return Gradients(g, of_mean(everyone, pullback), of_noisy, of_clean)
+    _, gradient_of = linearise(jax.tree.map(jnp.add, params, eps))
+    return Gradients(g, gradient_of(everyone), of_noisy, of_clean)
 
 
 def measure(batch: Gradients, key: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:

@@ -424,43 +424,43 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
         logits, statistics = apply(params, statistics, images, True, dropout_key)
         return sample_loss(logits, batch.labels), (logits, statistics)
 
+    def forward(
+        params: Any, statistics: Any, batch: Images, dropout_key: jax.Array | None
+    ) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+        """Return the samples' losses, and their backward pass: weights -> gradient, statistics, losses, logits."""
+
+        def linearise(rows: Images, key: jax.Array | None) -> Any:
+            return jax.vjp(lambda params: of_batch(params, statistics, rows, key), params, has_aux=True)
+
+        if config.accumulate == 1:
+            losses, pullback, (logits, moved) = linearise(batch, dropout_key)
+            return losses, lambda weights: (pullback(weights.astype(losses.dtype))[0], moved, losses, logits)
+
+        # Masks of their own for each micro-batch, the same in all passes.
+        keys = None if dropout_key is None else jax.random.split(dropout_key, config.accumulate)
+
+        def losses_alone(part: Images, key: jax.Array | None) -> Any:
+            return (), linearise(part, key)[0]
+
+        def backward(weights: jax.Array) -> Any:
+            def of_part(part: tuple[Images, jax.Array], key: jax.Array | None) -> Any:
+                rows, weights = part
+                losses, pullback, (logits, moved) = linearise(rows, key)
+                return (pullback(weights.astype(losses.dtype))[0], moved), (losses, logits)
+
+            (gradient, moved), (losses, logits) = accumulate(of_part, (batch, weights), keys, config.accumulate)
+            return gradient, jax.tree.map(lambda x: x / config.accumulate, moved), losses, logits
+
+        # A pass of its own, which the compiler drops where nothing depends on the losses before the weights.
+        return accumulate(losses_alone, batch, keys, config.accumulate)[1], backward
+
     def train_batch(state: State, seed: jax.Array, images: jax.Array, labels: jax.Array) -> State:
         batch = jax.lax.with_sharding_constraint(Images(images, labels), divided)
         images, dropout_key = augmented(seed, state.step, batch.images)
         batch = batch._replace(images=images)
 
-        def forward(network: Network, params: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-            """Return the samples' losses, and their backward pass: weights -> gradient, statistics, losses, logits."""
-
-            def linearise(rows: Images, key: jax.Array | None) -> Any:
-                return jax.vjp(lambda params: of_batch(params, network.statistics, rows, key), params, has_aux=True)
-
-            if config.accumulate == 1:
-                losses, pullback, (logits, statistics) = linearise(batch, dropout_key)
-                return losses, lambda weights: (pullback(weights.astype(losses.dtype))[0], statistics, losses, logits)
-
-            # Masks of their own for each micro-batch, the same in all passes.
-            keys = None if dropout_key is None else jax.random.split(dropout_key, config.accumulate)
-
-            def losses_alone(part: Images, key: jax.Array | None) -> Any:
-                return (), linearise(part, key)[0]
-
-            def backward(weights: jax.Array) -> Any:
-                def of_part(part: tuple[Images, jax.Array], key: jax.Array | None) -> Any:
-                    rows, weights = part
-                    losses, pullback, (logits, statistics) = linearise(rows, key)
-                    return (pullback(weights.astype(losses.dtype))[0], statistics), (losses, logits)
-
-                (gradient, statistics), (losses, logits) = accumulate(
-                    of_part, (batch, weights), keys, config.accumulate
-                )
-                return gradient, jax.tree.map(lambda x: x / config.accumulate, statistics), losses, logits
-
-            # A pass of its own, which the compiler drops where nothing depends on the losses before the weights.
-            return accumulate(losses_alone, batch, keys, config.accumulate)[1], backward
-
         # The losses of all networks come first, because Co-teaching weighs the samples by them.
-        passes = [forward(network, network.params) for network in state.networks]
+        passes = [forward(n.params, n.statistics, batch, dropout_key) for n in state.networks]
         if co_teaching:
             weights = companions.co_teaching_weights(
                 tuple(losses for losses, _ in passes),
@@ -476,7 +476,7 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
             of_perturbed_pass = []
 
             def grad_fn(params: Any, network=network, weight=weight, kept=of_perturbed_pass) -> Any:
-                h, statistics, _, _ = forward(network, params)[1](weight)
+                h, statistics, _, _ = forward(params, network.statistics, batch, dropout_key)[1](weight)
                 kept.append(statistics)
                 return h
 
@@ -531,15 +531,16 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
         labels: jax.Array,
         is_noisy: jax.Array | None,
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        images, labels, is_noisy = jax.lax.with_sharding_constraint((images, labels, is_noisy), divided)
-        images, dropout_key = augmented(seed, step, images)
-        images = augmentation.normalise(images, spec.mean, spec.std)
+        batch, is_noisy = jax.lax.with_sharding_constraint((Images(images, labels), is_noisy), divided)
+        images, dropout_key = augmented(seed, step, batch.images)
+        batch = batch._replace(images=images)
 
-        def sample_losses(params: Any) -> jax.Array:
-            return sample_loss(apply(params, network.statistics, images, True, dropout_key)[0], labels)
+        def linearise(params: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+            losses, backward = forward(params, network.statistics, batch, dropout_key)
+            return losses, lambda weights: backward(weights)[0]
 
         rho = gradient_analysis.RHO if config.rho is None else config.rho
-        gradients = gradient_analysis.gradients(sample_losses, network.params, is_noisy, rho)
+        gradients = gradient_analysis.gradients(linearise, network.params, is_noisy, rho)
         return gradient_analysis.measure(gradients, _key(seed, _ANALYSIS, step))
 
     def probabilities(network: Network, images: jax.Array) -> jax.Array:

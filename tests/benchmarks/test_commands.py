@@ -14,7 +14,7 @@ from benchmarks import compile_time, epoch, first_step, memory, peak, train_step
 from examples.noisy_images import run as run_of_the_program
 from examples.noisy_images.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "small_peak")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile", "small_peak")]
 
 
 def run(command, arguments, tmp_path, capsys):

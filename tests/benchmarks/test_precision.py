@@ -31,6 +31,7 @@ def test_costs_of_known_gradients():
     assert costs["update_error_of_flips"] == pytest.approx(0.5 / update)
 
 
+@pytest.mark.slow
 def test_command(tmp_path, capsys, toy):
     """In float32 gradients are nearer to float64 than in emulated TF32; both train from the same start."""
     path = tmp_path / "precision.json"

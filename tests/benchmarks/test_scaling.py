@@ -53,6 +53,7 @@ def test_exponent_is_that_of_a_power():
     assert scaling.exponent(sizes, [1, 2, 3, -1]) is None
 
 
+@pytest.mark.slow
 def test_command_writes_draws_and_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scaling, "TRANSFORMER", SMALL)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)  # eight devices are there already

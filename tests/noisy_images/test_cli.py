@@ -231,6 +231,7 @@ print(sorted(run.evaluate(Path(sys.argv[2]))))
 """
 
 
+@pytest.mark.slow
 def test_training_needs_no_package_that_prepares_or_shows(npz, tmp_path, program_environment):
     command = [sys.executable, "-c", TRAINING_ALONE, str(npz()), str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, env=program_environment, capture_output=True, text=True)
@@ -244,6 +245,7 @@ def test_training_needs_no_package_that_prepares_or_shows(npz, tmp_path, program
     }
 
 
+@pytest.mark.slow
 def test_a_whole_session(start, npz, tmp_path, until):
     """Train two seeds, on a terminal; evaluate; the compiled programs are kept."""
     path = npz()

@@ -42,6 +42,7 @@ def calls(monkeypatch):
     return made
 
 
+@pytest.mark.slow
 def test_a_comparison_runs_reads_and_goes_on(config, calls, tmp_path):
     folder = tmp_path / "comparison"
     result = comparison.compare(config, ("sgd", "sam"), (0, 3), folder)
@@ -162,6 +163,7 @@ def test_the_table_leaves_out_what_no_method_has(capsys, tmp_path):
     assert "70.0 ± 20.0" in shown and "test, best" in shown and "noisy" not in shown and str(tmp_path) in shown
 
 
+@pytest.mark.slow
 def test_methods_memorize_and_generalize_in_the_expected_order(tmp_path):
     protocol = dataclasses.replace(comparison.DIGITS, epochs=60, evaluate_every=60)
     summaries = comparison.compare(protocol, ("sgd", "sam", "saner"), (0,), tmp_path)["summaries"]

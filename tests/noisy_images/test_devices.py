@@ -101,6 +101,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "counts"), [("saner", (8,)), ("sam", (2,)), ("co-teaching", (4,)), ("sgd", (2, 4, 8))]
 )
@@ -187,6 +188,7 @@ def test_a_sum_over_micro_batches(loop, monkeypatch):
     np.testing.assert_array_equal(rows, 2 * batch["x"][:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "count", "devices"), [({}, 4, 1), ({}, 2, 8), (CO_TEACHING | {"method": "sgd"}, 4, 2)]
 )

@@ -44,6 +44,7 @@ def assert_the_same(folder, reference):
         )
 
 
+@pytest.mark.slow
 def test_four_processes_train_the_run_of_one(start, start_together, npz, tmp_path):
     options = [*PROTOCOL, "--dataset", "npz", "--data-dir", npz(train=32, test=10), "--epochs", 2, "--out", tmp_path]
     together = start_together(4, *options, "--name", "together")
@@ -71,6 +72,7 @@ def photographs(tmp_path):
     return tmp_path / "photographs"
 
 
+@pytest.mark.slow
 def test_processes_stop_together_and_end_when_one_is_lost(start, start_together, photographs, until, tmp_path):
     options = [*PROTOCOL, "--dataset", "folder", "--data-dir", photographs, "--image-size", 12, "--workers", 0]
     options += ["--epochs", 8, "--out", tmp_path]

@@ -46,6 +46,7 @@ def test_every_method_has_a_summary():
     assert len(set(methods.SUMMARIES.values())) == len(methods.METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_trains_an_epoch(method, tiny, eager):
     config = Config(model="mlp", width=1 / 64, epochs=2, batch_size=8, method=method, learning_rate=0.05)

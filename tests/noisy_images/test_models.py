@@ -59,6 +59,7 @@ def leaves(state):
     return {".".join(str(key.key) for key in path): leaf for path, leaf in flat}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "ten", "hundred", "sides"),
     [
@@ -174,6 +175,29 @@ def test_statistics_move_only_in_training_mode():
     y = np.asarray(model.convs[0](x))
     np.testing.assert_allclose(after["norms.0.mean"], 0.25 * y.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(after["norms.0.var"], 0.75 + 0.25 * y.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_running_statistics_move_without_a_search_through_the_trace(monkeypatch):
+    asked = []
+    norm = layers.BatchNorm(2, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(norm)
+
+    def step(state, x):
+        owner = next(kind for kind in type(x).__mro__ if "sharding" in vars(kind))
+        # Where JAX would search all that was traced, for the message of the error that it raises.
+        monkeypatch.setattr(owner, "sharding", property(lambda _: asked.append(1)))
+        norm = nnx.merge(graphdef, state, copy=True)
+        norm(x, train=True)
+        monkeypatch.undo()
+        return nnx.state(norm, nnx.BatchStat)
+
+    x = jnp.arange(8.0).reshape(4, 2)
+    moved = jax.jit(step)(state, x)
+    assert not asked
+    np.testing.assert_allclose(moved["mean"][...], 0.01 * x.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(moved["var"][...], 0.99 + 0.01 * x.var(0), rtol=1e-6)
+    norm.mean[0] = 3.0
+    assert norm.mean[...].tolist() == [3.0, 0.0] and isinstance(norm.mean, nnx.BatchStat)
 
 
 def test_batch_norm_epsilon():

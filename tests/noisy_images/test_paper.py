@@ -384,6 +384,7 @@ def test_durations(seconds, text):
     assert paper.duration(seconds) == text
 
 
+@pytest.mark.slow
 def test_a_preset_from_end_to_end(npz, tmp_path, capsys, monkeypatch):
     """Train a part of a shrunken figure on data of one's own, lose the end of a run, and make the report."""
     monkeypatch.setattr(run, "_optional", lambda write: None)

@@ -83,6 +83,7 @@ def unfinished(folder):
     return []
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_interrupted(start, reference, tmp_path, until, program_environment):
     folder = tmp_path / "killed" / "run"
     chance = random.Random(0)
@@ -95,7 +96,7 @@ def test_killed_at_any_moment_and_interrupted(start, reference, tmp_path, until,
         else:
             # The first time before there is any checkpoint.
             more = epochs_measured(folder) + 1 if kills else 0
-            until(lambda more=more: (folder / "tensorboard").exists() and epochs_measured(folder) >= more)
+            until(lambda more=more: (folder / "config.json").exists() and epochs_measured(folder) >= more)
             time.sleep(0.1 * chance.random())
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it was over before it could be killed"

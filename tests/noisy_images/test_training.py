@@ -146,6 +146,7 @@ class Plain:
 STAGES = {"sgd": lambda: optax.identity(), "saner": lambda: saner_jax.saner(0.2, 0.9)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", STAGES)
 def test_a_step_is_what_a_plain_loop_does(method, tiny, train):
     config, dataset = dataclasses.replace(NORMALISED, method=method), tiny()
@@ -159,6 +160,7 @@ def test_a_step_is_what_a_plain_loop_does(method, tiny, train):
     assert trainer.step == 4 and trainer.epoch == 1
 
 
+@pytest.mark.slow
 def test_a_compiled_step_is_the_same(tiny, train):
     dataset = tiny()
     compiled, plain = (train(MLP, dataset, steps=4, jit=jit) for jit in (True, False))
@@ -197,6 +199,7 @@ def test_hard_bootstrapping_trains_on_its_own_loss(tiny, train):
     assert_close(train(config, dataset, steps=2).state.networks[0].params, plain.params)
 
 
+@pytest.mark.slow
 def test_co_teaching_steps_on_the_others_picks_in_both_passes(tiny, train):
     config = dataclasses.replace(MLP, companion="co-teaching", forget_rate=0.4, forget_ramp_epochs=0)
     dataset = tiny()
@@ -235,6 +238,7 @@ def test_co_teaching_compiles_once_while_its_count_moves(tiny, train):
     assert len(trainer.state.networks) == 2 and len(shapes) == 1
 
 
+@pytest.mark.slow
 def test_a_scanned_epoch_is_the_loop_over_its_steps(tiny, train):
     dataset = tiny()
     looped = train(dataclasses.replace(MLP, scan_epochs=False), dataset, steps=6, jit=True)
@@ -309,6 +313,7 @@ def test_evaluation_covers_every_sample_once(batch, tiny, monkeypatch):
     assert len(set(shapes)) == 1
 
 
+@pytest.mark.slow
 def test_evaluation_is_in_evaluation_mode(tiny, train):
     dataset = tiny()
     trainer = train(NORMALISED, dataset, steps=1)
@@ -350,6 +355,7 @@ def test_compute_precision_is_that_of_the_network_alone(precision, tiny):
     assert {x.dtype for x in floating} == {np.dtype(np.float32)}
 
 
+@pytest.mark.slow
 def test_bfloat16_trains(tiny, train):
     trainer = train(dataclasses.replace(MLP, method="sgd", precision="bfloat16"), tiny(), jit=True)
     assert np.isfinite(training.running_metrics(trainer.state)["running_loss"])
@@ -433,6 +439,7 @@ def streamed(tmp_path):
     return data.load("folder", data_dir=tmp_path / "photographs", image_size=12)
 
 
+@pytest.mark.slow
 def test_streamed_images_train_and_go_on_in_the_middle_of_an_epoch(streamed, train):
     assert streamed.train.streamed and streamed.test.streamed
     config = dataclasses.replace(MLP, method="sgd", batch_size=4, workers=0, precision="float32")

@@ -64,6 +64,7 @@ def alone(start):
     return train(1, range(4), start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_same_trajectory_on_several_devices(devices, start, alone):
     state, losses = train(devices, range(4), start)
@@ -96,6 +97,7 @@ def test_no_checkpoint_is_nothing_to_resume(tmp_path):
     assert checkpoints.restore(tmp_path, None) is None
 
 
+@pytest.mark.slow
 def test_saner_adds_scalars_to_the_traffic_of_two_passes():
     """Beside ``h = grad(w + rho g)``, SANER sums one scalar for each leaf, the squares of its norm."""
     two_passes, saner = (
@@ -139,6 +141,7 @@ def test_an_epoch_takes_every_sequence_once():
     assert list(epochs[0]) != list(epochs[1])
 
 
+@pytest.mark.slow
 def test_command_trains_and_goes_on(tmp_path, capsys):
     config = training.Config(vocabulary=4, length=8, embedding=16, heads=2, layers=1, batch=16, steps=3)
     first = command.run(config, checkpoint=tmp_path / "run", every=2)
