@@ -133,7 +133,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--folder",
         type=pathlib.Path,
-        default=pathlib.Path(__file__).parent,
+        # As seen from here: the path stands in the commands that are recorded.
+        default=pathlib.Path(os.path.relpath(pathlib.Path(__file__).parent)),
         help="where RESULTS.md and results/ go (beside this program)",
     )
     parser.add_argument("--data-dir", help="prepared CIFAR-10 for `precision`; handwritten digits if not given")
