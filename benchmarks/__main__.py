@@ -25,7 +25,7 @@ from examples.noisy_images import files
 WEIGHTS = {
     "train_step": 4.0,
     "memory": 0.7,
-    "epoch": 1.5,
+    "epoch": 2.2,
     "peers": 2.5,
     "compile_time": 1.8,
     "precision": 2.5,
