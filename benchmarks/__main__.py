@@ -1,5 +1,7 @@
 """Measure what this machine can in the time given, and write the results with the targets they meet or miss.
 
+All benchmarks but `scaling`, whose compilations take longer than that, and `loader`, which no target is about.
+
     python -m benchmarks --minutes 10
 
 Every benchmark runs in a process of its own and keeps to its share of the time that is left; each chooses its sizes by
@@ -8,15 +10,18 @@ are found by the next, in a folder that is removed at the end.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from benchmarks import command, targets
 from examples.noisy_images import files
@@ -70,26 +75,54 @@ def measure(names: Sequence[str], minutes: float, folder: pathlib.Path, options:
             command.progress(f"--- {name}, {share:.0f} s")
             # A measurement of earlier is not one of this run.
             output.unlink(missing_ok=True)
-            try:
-                process = subprocess.run(
-                    [*line, *options.get(name, [])],
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    env=environment,
-                    timeout=min(left, 2 * share) + GRACE_S,
-                )
-            except subprocess.TimeoutExpired:
-                why_not[name] = f"stopped after {min(left, 2 * share) + GRACE_S:.0f} s"
+            limit = min(left, 2 * share) + GRACE_S
+            printed, said, status = run([*line, *options.get(name, [])], environment, limit)
+            if status is None:
+                why_not[name] = f"stopped after {limit:.0f} s"
                 continue
-            if process.returncode:
-                why_not[name] = f"ended with status {process.returncode}"
+            if status:
+                why_not[name] = f"ended with status {status} ({said})"
                 continue
             results[name] = json.loads(output.read_text())
-            sections[name] = process.stdout.strip()
+            sections[name] = printed.strip()
     text = document(results, sections, why_not, minutes)
     with files.replacing(folder / "RESULTS.md") as temporary:
         temporary.write_text(text)
     return text
+
+
+def run(line: Sequence[str], environment: dict[str, str], limit: float) -> tuple[str, str, int | None]:
+    """Run a command, with all processes that it starts, for some seconds at most.
+
+    Returns:
+      What it printed, the last line that it said beside that (all lines are passed on), and its exit status: None where
+      it was stopped.
+    """
+    said = [""]
+
+    def pass_on(lines: TextIO) -> None:
+        for text in lines:
+            said[0] = text.strip() or said[0]
+            sys.stderr.write(text)
+
+    with tempfile.TemporaryFile("w+") as printed:
+        # A session of its own: what is stopped must not go on beside the next measurement, nor may its processes.
+        with subprocess.Popen(
+            line, stdout=printed, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        ) as process:
+            assert process.stderr is not None
+            reader = threading.Thread(target=pass_on, args=(process.stderr,))
+            reader.start()
+            try:
+                status: int | None = process.wait(limit)
+            except subprocess.TimeoutExpired:
+                status = None
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                reader.join()
+        printed.seek(0)
+        return printed.read(), said[0], status
 
 
 def document(

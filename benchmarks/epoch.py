@@ -54,10 +54,11 @@ SIZES = {
 def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
     """Measure epochs and evaluations, then seeds."""
     environment.keep_freed_memory()
+    # The first calls are timed with their compilation.
+    jax.config.update("jax_enable_compilation_cache", False)
     config = workload.config(args, method=args.method)
     images = workload.dataset(args.train, args.test)
     peaks = peak.measure(args.precision)
-    seeds_budget = budget.share(0.4) if args.seeds else None
     epochs_budget = budget.share(0.6) if args.seeds else budget
 
     trainers, subjects, first_s = {}, {}, {}
@@ -110,8 +111,8 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
         "seeds": None,
         "targets": measured if complete else {},
     }
-    if seeds_budget is not None and (args.seconds is None or budget.remaining() > first_s[main]):
-        seeds = measure_seeds(config, args, seeds_budget)
+    if args.seeds and (args.seconds is None or budget.remaining() > first_s[main]):
+        seeds = measure_seeds(config, args, budget)
         results["seeds"] = seeds
         results["targets"]["seeds_one_after_another"] = seeds["ratio"]
     return results

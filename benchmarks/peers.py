@@ -173,9 +173,9 @@ def compare(problem: Problem, args: argparse.Namespace, budget: timing.Budget) -
             start = time.monotonic()
             for label, worker in workers.items():
                 command.progress(f"{label}: preparing {method}")
-                worker.ask("prepare", method=method)
                 call = _Call(worker, method, problem.steps)
                 try:
+                    worker.ask("prepare", method=method)
                     call()
                 except WorkerError as error:
                     notes.append(str(error))

@@ -5,7 +5,7 @@
 * **Leaves**: time to trace and to compile a step on trees of small leaves, in seconds of processor time (of all
   threads), which other work on the machine hardly changes, and without Python's garbage collector, as `timeit` does it.
 * **Parameters**: wall-clock time and temporary memory of a step, with the trivial gradient.
-* **Devices**: memory of a device, and bytes that it receives from collectives, in the step of the sharded transformer;
+* **Devices**: memory of a device, and the size of what collectives give it, in the step of the sharded transformer;
   compiled for virtual CPU devices, never run: their times would say nothing about devices. With ``--topology v5e:2x4``
   and libtpu installed, compiled for TPUs, which need not be there.
 
@@ -171,7 +171,7 @@ def devices_of(topology: str | None, count: int) -> list[Any]:
 
         devices = list(topologies.get_topology_desc(topology_name=topology, platform="tpu").devices)
     else:
-        devices = jax.devices()
+        devices = jax.devices("cpu")
     if len(devices) < count:
         raise UserError(f"{len(devices)} devices are here where {count} are asked for; choose fewer --devices.")
     return devices
@@ -239,7 +239,7 @@ def report(results: dict[str, Any]) -> str:
             moved = ", ".join(f"{kind} {size / 1e6:.2f}" for kind, size in measured["received_bytes"].items()) or "none"
             state, temporary = (f"{measured[key] / 1e6:.1f}" for key in ("state_bytes", "temporary_bytes"))
             rows.append((f"{row['devices']}, {name}", state, temporary, moved))
-    lines += tables.table(("devices", "state, MB", "temporary, MB", "received, MB"), rows)
+    lines += tables.table(("devices", "state, MB", "temporary, MB", "results of collectives, MB"), rows)
     rows = [
         (name, "none: too few sizes, or lost in the noise" if value is None else f"{value:.2f}")
         for name, value in results["exponents"].items()
@@ -286,7 +286,7 @@ def figure(results: dict[str, Any]) -> Any:
     )  # fmt: skip
     lines(
         traffic, "devices", lambda m: sum(m["received_bytes"].values()) / 1e6,
-        "Traffic of a device", "received in a step (MB)", "linear",
+        "Collectives of a device", "results in a step (MB)", "linear",
     )  # fmt: skip
     for axes in (memory, traffic):
         axes.set_xticks([row["devices"] for row in results["devices"]])

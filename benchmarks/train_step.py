@@ -54,10 +54,10 @@ def measure_pair(
 ) -> dict[str, Any]:
     """Measure all methods with one model in one precision."""
     compiling = budget.share(0.75)
-    subjects, methods, slowest = {}, {}, 0.0
+    subjects, methods, left_out, slowest = {}, {}, [], 0.0
     for method in args.methods:
         if compiling.remaining() < slowest:
-            command.progress(f"{model}, {precision}: no time left to compile {method}")
+            left_out.append(method)
             continue
         command.progress(f"{model}, {precision}: compiling {method}")
         name, settings = VARIANTS.get(method, (method, {}))
@@ -102,6 +102,7 @@ def measure_pair(
         "rounds": len(next(iter(seconds.values()))),
         "peak": peaks,
         "methods": methods,
+        "left_out": left_out,
         "ratios": ratios,
     }
 
@@ -180,6 +181,8 @@ def report(results: dict[str, Any]) -> str:
             rows.append((name, tables.interval(ratio), target))
         if rows:
             lines += [*tables.table(("ratio", "time (95 %)", "target"), rows), ""]
+        if pair["left_out"]:
+            lines += [f"Left out for want of time: {', '.join(pair['left_out'])}.", ""]
     if results["left_out"]:
         lines += [f"Left out for want of time: {', '.join(results['left_out'])}.", ""]
     return "\n".join(lines + targets.printed(TARGET_RATIOS, results["targets"]))

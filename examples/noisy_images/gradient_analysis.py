@@ -57,7 +57,7 @@ def gradients(
     """Take the gradients of a batch at two points.
 
     The noisy samples' gradient is that of their share of the mean loss, `sum of their losses / B`. All samples pass
-    through the network together, so that BatchNorm normalises them as it does in training.
+    through the network as in training, in the same micro-batches, so that BatchNorm normalises them alike.
 
     Args:
       linearise: params -> losses (B,), and a function of weights (B,) that returns the gradient of the weighted sum of

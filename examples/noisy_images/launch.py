@@ -45,9 +45,14 @@ def join(launch: Launch) -> None:
     """Join the other processes, if there are any; comes before anything that JAX computes.
 
     Raises:
-      UserError: JAX does not find them.
+      UserError: JAX does not find them, or it is not said where they are.
     """
     if not launch.distributed and launch.coordinator is None:
+        if launch.num_processes is not None or launch.process_id is not None:
+            raise UserError(
+                "--num-processes and --process-id need --coordinator host:port, where process 0 listens; or give "
+                "--distributed where JAX finds the processes by itself."
+            )
         return
     import jax
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from examples.noisy_images import config as configuration
@@ -272,9 +273,12 @@ def _epochs(trainer: training.Trainer, prepared: Prepared, folder: Path, resume:
             while trainer.epoch < config.epochs:
                 started, first_step = time.monotonic(), trainer.step
                 for calls, step in enumerate(trainer.train_epoch(stop_requested)):
-                    # Now and then wait for the device, so that the display, and a request to stop, keep up with it.
+                    # Now and then wait for the device, so that the display, and a request to stop, keep up with it;
+                    # one step behind, so that it has something to do meanwhile.
+                    if calls % 8 == 6:
+                        reached = jnp.copy(trainer.state.step)  # the state itself is handed on to the next step
                     if calls % 8 == 7:
-                        jax.block_until_ready(trainer.state.step)
+                        jax.block_until_ready(reached)
                     progress.step(step)
                 _check_finite(trainer, checkpoints)
                 if trainer.step % steps:

@@ -142,7 +142,8 @@ class Trainer:
         if config.batch_size % parts:
             raise UserError(
                 f"--batch-size {config.batch_size} is not a multiple of {parts}, the number of devices ({mesh.size}) "
-                f"times --accumulate ({config.accumulate}): choose one that is, or fewer --devices."
+                f"times --accumulate ({config.accumulate}): choose one that is, or fewer devices (--devices, or "
+                "CUDA_VISIBLE_DEVICES for commands without it)."
             )
         self.config = config
         self.dataset = dataset
@@ -221,6 +222,8 @@ class Trainer:
             )
             # Closed also when training stops half-way, so that the workers end with it.
             with contextlib.closing(batches):
+                # Neither the copy to the devices nor the step is waited for: while they compute, this loop already
+                # decodes and copies what comes next.
                 for images, positions in batches:
                     batch = devices.put_divided(self.mesh, (images, train.labels[positions]))
                     yield lambda state, batch=batch: functions.train_batch(state, self._seed, *batch), 1

@@ -31,6 +31,10 @@ def run(
     if virtual_devices is not None:
         jax.config.update("jax_num_cpu_devices", virtual_devices)
     mesh = training.device_mesh()
+    if config.batch > config.sequences:
+        sys.exit(
+            f"error: a batch of {config.batch} is larger than the {config.sequences} sequences; choose a smaller one."
+        )
     for name, value in (("embedding", config.embedding), ("batch", config.batch), ("held-out text", HELD_OUT)):
         if value % mesh.size:
             sys.exit(f"error: {mesh.size} devices do not divide the {name} of {value}; choose a multiple.")

@@ -173,17 +173,17 @@ def test_everything_is_run_within_the_time_and_written_in_one_file(tmp_path, mon
     """A benchmark that fails or hangs is named with the reason; the others count."""
     asked = []
 
-    def start(line, **options):
+    def start(line, environment, limit):
         name = line[2].removeprefix("benchmarks.")
         asked.append((name, float(line[line.index("--seconds") + 1]), line))
         if name == "peers":
-            raise subprocess.TimeoutExpired(line, options["timeout"])
+            return "", "still compiling", None
         if name == "epoch":
-            return subprocess.CompletedProcess(line, 3, "")
+            return "", "error: no epochs today", 3
         everything.files.write_json(line[line.index("--output") + 1], RECORD)
-        return subprocess.CompletedProcess(line, 0, f"a table of {name}\n")
+        return f"a table of {name}\n", "", 0
 
-    monkeypatch.setattr(subprocess, "run", start)
+    monkeypatch.setattr(everything, "run", start)
     names = ["memory", "epoch", "peers", "precision"]
     text = everything.measure(names, 10, tmp_path, {"precision": ["--data-dir", "here"]})
     assert [name for name, _, _ in asked] == names
@@ -195,9 +195,28 @@ def test_everything_is_run_within_the_time_and_written_in_one_file(tmp_path, mon
     assert (tmp_path / "RESULTS.md").read_text() == text
     assert "a CPU (1), Linux; jax 0.10; 2026" in text
     assert "| met | `memory` |" in text and "a table of precision" in text
-    assert "Not measured: ended with status 3." in text
+    assert "Not measured: ended with status 3 (error: no epochs today)." in text
     assert "Not measured: stopped after " in text
     assert "not measurable here: counts on a GPU" in text
+
+
+def test_what_is_run_reports_and_is_stopped_with_all_that_it_started(tmp_path, capfd):
+    code = "import sys; print('a table'); print('error: what is wrong', file=sys.stderr); sys.exit(2)"
+    assert everything.run([sys.executable, "-c", code], dict(os.environ), 60) == (
+        "a table\n",
+        "error: what is wrong",
+        2,
+    )
+    assert "error: what is wrong" in capfd.readouterr().err
+
+    mark = tmp_path / "mark"
+    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(mark)!r}).touch()"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    started = time.monotonic()
+    assert everything.run([sys.executable, "-c", code], dict(os.environ), 1) == ("", "", None)
+    assert time.monotonic() - started < 3
+    time.sleep(3)
+    assert not mark.exists()
 
 
 ALONE = """

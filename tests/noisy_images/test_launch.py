@@ -15,7 +15,7 @@ from examples.noisy_images.errors import UserError
 
 HEARTBEAT = 60
 PROTOCOL = [
-    *("train", "--noise", "none", "--model", "mlp", "--width", "0.0625", "--method", "sgd", "--batch-size", "8"),
+    *("train", "--noise", "none", "--model", "mlp", "--width", "0.0625", "--method", "sam", "--batch-size", "8"),
     *("--learning-rate", "0.02", "--evaluate-every", "4"),
 ]
 
@@ -104,13 +104,19 @@ def test_processes_stop_together_and_end_when_one_is_lost(start, start_together,
     assert until(lambda: go_on in processes[0].stderr)
     assert not (folder / "summary.json").exists()
 
-    # One process goes on, on four devices.
-    process = start("resume", folder, devices=4)
+    # One process goes on, on half as many devices.
+    process = start("resume", folder, devices=2)
     assert process.wait() == 0, process.stderr
     assert_the_same(folder, tmp_path / "alone")
     environment = json.loads((folder / "environment.json").read_text())
     used = [(e["processes"], e["devices"]) for e in (environment, *environment["resumed"])]
-    assert used == [(2, 4), (2, 4), (1, 4)]
+    assert used == [(2, 4), (2, 4), (1, 2)]
+
+
+@pytest.mark.parametrize("numbers", [{"num_processes": 2, "process_id": 0}, {"process_id": 1}])
+def test_processes_without_a_place_to_meet(numbers):
+    with pytest.raises(UserError, match=r"--num-processes and --process-id need --coordinator host:port"):
+        launch.join(launch.Launch(**numbers))
 
 
 def test_processes_that_are_not_found(monkeypatch, capsys):
