@@ -77,9 +77,10 @@ class Config:
     """Equal parts of a batch with BatchNorm statistics of their own: as many as devices for statistics per device."""
     dropout: float = 0.0
     """Dropout rate."""
-    # Not a faster one, because SANER compares two close gradients. Of the mask's bits along a run, 100.0000 % are in
-    # float32 what they are in float64, 98.4 to 99.7 % in TF32 (emulated), 93.4 to 96.6 % in bfloat16; errors of the
-    # update are 6e-7, 3 to 10 % and 10 to 24 % (benchmarks/RESULTS.md, precision; accuracies: benchmarks/README.md).
+    # Not a faster one, because SANER compares two close gradients. Of the mask's bits along a run on CIFAR-10, 99.99 to
+    # 100 % are in float32 what they are in float64, 95 to 98 % in TF32 (emulated), 86 to 93 % in bfloat16; the update is
+    # off by at most 0.2 %, by 3 to 9 % and by 6 to 17 %. Accuracies of three short runs differ by less than their spread
+    # (benchmarks/README.md, precision).
     precision: str = "float32"
     """Compute precision: float32, tf32 or bfloat16; parameters, perturbation and statistics stay float32."""
 
