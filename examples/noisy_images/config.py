@@ -78,9 +78,9 @@ class Config:
     dropout: float = 0.0
     """Dropout rate."""
     # Not a faster one, because SANER compares two close gradients. Of the mask's bits along a run on CIFAR-10, 99.99 to
-    # 100 % are in float32 what they are in float64, 95 to 98 % in TF32 (emulated), 86 to 93 % in bfloat16; the update is
-    # off by at most 0.2 %, by 3 to 9 % and by 6 to 17 %. Accuracies of three short runs differ by less than their spread
-    # (benchmarks/README.md, precision).
+    # 100 % are in float32 what they are in float64, 95 to 98 % in TF32 (emulated), 86 to 93 % in bfloat16; the update
+    # is off by at most 0.2 %, by 3 to 9 % and by 6 to 17 %. Accuracies of three short runs differ by less than their
+    # spread (benchmarks/README.md, precision).
     precision: str = "float32"
     """Compute precision: float32, tf32 or bfloat16; parameters, perturbation and statistics stay float32."""
 
