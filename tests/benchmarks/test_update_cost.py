@@ -42,6 +42,7 @@ def test_saner_reads_at_most_one_tree_more_than_sam(gradient, params):
     assert saner["temporary_bytes"] - sam["temporary_bytes"] <= 1.05 * size
 
 
+@pytest.mark.slow
 def test_command_prints_tables_and_writes_json(tmp_path, capsys):
     chosen = ("SGD", update_cost.OPTAX_SAM, "SAM", "SANER")
     path = tmp_path / "new" / "cost.json"

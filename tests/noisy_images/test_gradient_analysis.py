@@ -133,6 +133,7 @@ def cosine(a, b):
     return (a * b).sum() / norms if norms else 0.0
 
 
+@pytest.mark.slow
 def test_a_batch_against_a_plain_reference(tiny):
     trainer = training.Trainer(CONFIG, tiny())
     steps(trainer, 3)
@@ -162,6 +163,7 @@ def test_a_batch_against_a_plain_reference(tiny):
     assert of_classifier["alignment_noisy"] == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("micro_batches", "device_count"), [(1, 1), (2, 1), (2, 2)])
 def test_the_first_batch_is_that_of_the_next_step(micro_batches, device_count, tiny):
     config = dataclasses.replace(

@@ -361,6 +361,7 @@ def test_bfloat16_trains(tiny, train):
     assert np.isfinite(training.running_metrics(trainer.state)["running_loss"])
 
 
+@pytest.mark.slow
 def test_running_values_are_means_over_the_epoch_so_far(tiny, train):
     dataset = tiny()
     config = dataclasses.replace(MLP, dropout=0.0)
