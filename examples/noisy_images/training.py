@@ -413,12 +413,12 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
         logits = model(images, train=train, rngs=rngs)
         return logits, nnx.state(model, nnx.BatchStat)
 
-    def augmented(seed: jax.Array, step: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Return the images as a step takes them, uint8, and the key of its dropout masks."""
+    def augmented(seed: jax.Array, step: jax.Array, batch: Images) -> tuple[Images, jax.Array | None]:
+        """Return the batch as a step takes it, its images still uint8, and the key of the step's dropout masks."""
         images = augmentation.augment(
-            _key(seed, _AUGMENTATION, step), images, crop_padding=spec.crop_padding, flip=spec.flip
+            _key(seed, _AUGMENTATION, step), batch.images, crop_padding=spec.crop_padding, flip=spec.flip
         )
-        return images, _key(seed, _DROPOUT, step) if config.dropout else None
+        return batch._replace(images=images), _key(seed, _DROPOUT, step) if config.dropout else None
 
     # One function to JAX, whose second pass takes the first one's trace; the compiler sees no difference.
     @jax.jit
@@ -459,8 +459,7 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
 
     def train_batch(state: State, seed: jax.Array, images: jax.Array, labels: jax.Array) -> State:
         batch = jax.lax.with_sharding_constraint(Images(images, labels), divided)
-        images, dropout_key = augmented(seed, state.step, batch.images)
-        batch = batch._replace(images=images)
+        batch, dropout_key = augmented(seed, state.step, batch)
 
         # The losses of all networks come first, because Co-teaching weighs the samples by them.
         passes = [forward(n.params, n.statistics, batch, dropout_key) for n in state.networks]
@@ -535,8 +534,7 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
         is_noisy: jax.Array | None,
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         batch, is_noisy = jax.lax.with_sharding_constraint((Images(images, labels), is_noisy), divided)
-        images, dropout_key = augmented(seed, step, batch.images)
-        batch = batch._replace(images=images)
+        batch, dropout_key = augmented(seed, step, batch)
 
         def linearise(params: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
             losses, backward = forward(params, network.statistics, batch, dropout_key)
