@@ -27,8 +27,8 @@ import numpy as np
 from benchmarks import command, environment, statistics, tables, targets, timing, workload
 
 DEFAULT_METHODS = ("sgd", "sam", "saner")
-IMPORTED = "from examples.noisy_images import cli, run"
-IMPORTED_WITHOUT_COMMAND_LINE = "from examples.noisy_images import run"
+IMPORTED = "from examples.noisy_images import cli; from examples.noisy_images.training import run"
+IMPORTED_WITHOUT_COMMAND_LINE = "from examples.noisy_images.training import run"
 PACKAGES_SHOWN = 10
 STAGES = (
     "python",

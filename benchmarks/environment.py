@@ -9,7 +9,7 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from examples.noisy_images import run
+from examples.noisy_images.training import run
 
 
 def record(benchmark: str, arguments: list[str] | None = None, packages: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -23,8 +23,8 @@ import numpy as np
 
 from benchmarks import command, environment, peak, statistics, tables, targets, timing, workload
 from benchmarks.statistics import Ratio
-from examples.noisy_images import training
 from examples.noisy_images.config import Config
+from examples.noisy_images.training.trainer import MATMUL_PRECISION, State, Trainer, epoch_order
 
 EPOCHS = 200
 ONE_PROGRAM, ONE_AFTER_ANOTHER = "in one program", "one after another"
@@ -124,16 +124,16 @@ def measure_seeds(config: Config, args: argparse.Namespace, budget: timing.Budge
     functions, count = work.trainer.functions, args.seeds
     step = functions.train_step if args.steps_per_call == 1 else functions.train_epoch
     seeds = jnp.arange(count, dtype=jnp.uint32)
-    orders = jnp.stack([training.epoch_order(seed, 0, len(work.order)) for seed in seeds])
+    orders = jnp.stack([epoch_order(seed, 0, len(work.order)) for seed in seeds])
     states = [functions.create(seed) for seed in range(count)]
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     command.progress(f"compiling {count} seeds in one program")
-    with jax.default_matmul_precision(training.MATMUL_PRECISION[config.precision]):
+    with jax.default_matmul_precision(MATMUL_PRECISION[config.precision]):
         all_at_once = jax.jit(jax.vmap(step, in_axes=(0, 0, None, 0)), donate_argnums=0)
         compiled = all_at_once.lower(together, seeds, work.images, orders).compile()
     single = work.compile().executable
 
-    def one_after_another(states: list[training.State]) -> list[training.State]:
+    def one_after_another(states: list[State]) -> list[State]:
         return [single(s, seed, work.images, order) for s, seed, order in zip(states, seeds, orders, strict=True)]
 
     subjects = {
@@ -154,7 +154,7 @@ def measure_seeds(config: Config, args: argparse.Namespace, budget: timing.Budge
     }
 
 
-def _epoch(trainer: training.Trainer) -> Callable[[], None]:
+def _epoch(trainer: Trainer) -> Callable[[], None]:
     def train() -> None:
         for _ in trainer.train_epoch():
             pass
@@ -163,7 +163,7 @@ def _epoch(trainer: training.Trainer) -> Callable[[], None]:
     return train
 
 
-def _evaluation(trainer: training.Trainer, split: Any) -> Callable[[], Any]:
+def _evaluation(trainer: Trainer, split: Any) -> Callable[[], Any]:
     return lambda: trainer.evaluate(split)
 
 

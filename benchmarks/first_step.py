@@ -31,7 +31,8 @@ def main() -> None:
     mark("command line imported")
     import jax
 
-    from examples.noisy_images import run, training
+    from examples.noisy_images.training import run
+    from examples.noisy_images.training.trainer import Trainer
 
     mark("program imported")
 
@@ -43,7 +44,7 @@ def main() -> None:
 
         return call
 
-    def first_step(self: training.Trainer, *args: Any) -> Any:
+    def first_step(self: Trainer, *args: Any) -> Any:
         mark("run set up")
         next(train_epoch(self, *args))
         mark("first step started")
@@ -53,10 +54,10 @@ def main() -> None:
         # Nothing of the run is to be kept.
         os._exit(0)
 
-    train_epoch = training.Trainer.train_epoch
+    train_epoch = Trainer.train_epoch
     run.prepare = marked(run.prepare, "data and noise ready")
-    training.Trainer.__init__ = marked(training.Trainer.__init__, "network ready")
-    training.Trainer.train_epoch = first_step
+    Trainer.__init__ = marked(Trainer.__init__, "network ready")
+    Trainer.train_epoch = first_step
     start()
     sys.exit("the program ended before its first step")
 
@@ -75,8 +76,8 @@ def _command_line(arguments: list[str]) -> Callable[[], Any]:
 
 def _without_command_line(arguments: list[str]) -> None:
     """Start the run that `train` with these options would: each is a setting's name and its value."""
-    from examples.noisy_images import run
     from examples.noisy_images.config import PAPER
+    from examples.noisy_images.training import run
 
     options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
     folder = pathlib.Path(options.pop("--out")) / options.pop("--name")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import timing
-from examples.noisy_images import training
+from examples.noisy_images.training.trainer import MATMUL_PRECISION
 
 
 class Sizes(NamedTuple):
@@ -53,7 +53,7 @@ def measure(precision: str, repeats: int = 7) -> dict[str, float]:
         padding="SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    with jax.default_matmul_precision(training.MATMUL_PRECISION[precision]):
+    with jax.default_matmul_precision(MATMUL_PRECISION[precision]):
         product = _seconds(jnp.matmul, (random(side, side), random(side, side)), repeats)
         convolution = _seconds(convolve, (random(*sizes.images), random(3, 3, channels, channels)), repeats)
     copied = jnp.asarray(rng.integers(0, 256, sizes.copied, np.uint8))

@@ -29,10 +29,12 @@ from flax import nnx
 
 import saner_jax
 from benchmarks import command, environment, rounding, statistics, tables, timing, workload
-from examples.noisy_images import companions, models, run, training
 from examples.noisy_images import config as configuration
+from examples.noisy_images import models
 from examples.noisy_images.config import PAPER, Config
 from examples.noisy_images.data import augmentation
+from examples.noisy_images.training import companions, run
+from examples.noisy_images.training.trainer import MATMUL_PRECISION, Images, State, epoch_order
 
 PRECISIONS = configuration.CHOICES["precision"]
 REFERENCE = "float64"
@@ -91,7 +93,7 @@ class Training:
         self.dataset = run.prepare(self.config).dataset
         self.trainer = workload.trainer(self.config, self.dataset)
         self._seed = jnp.asarray(seed, jnp.uint32)
-        self.images = training.Images(jnp.asarray(self.dataset.train.images), jnp.asarray(self.dataset.train.labels))
+        self.images = Images(jnp.asarray(self.dataset.train.images), jnp.asarray(self.dataset.train.labels))
         self._step = self.trainer.functions.train_step
         if emulated(precision):
             self._step = _emulated_step(self._step)
@@ -104,7 +106,7 @@ class Training:
 
     def start_epoch(self) -> None:
         """Draw the order of the epoch that begins."""
-        self._order = training.epoch_order(self._seed, self.trainer.epoch, len(self.dataset.train))
+        self._order = epoch_order(self._seed, self.trainer.epoch, len(self.dataset.train))
         self.trainer.state = self.trainer.functions.start_epoch(self.trainer.state)
 
     def take_step(self) -> None:
@@ -114,12 +116,12 @@ class Training:
 
 
 @functools.cache  # the program shares its compiled functions between seeds in the same way
-def _emulated_step(step: Callable[..., training.State]) -> Callable[..., training.State]:
+def _emulated_step(step: Callable[..., State]) -> Callable[..., State]:
     return jax.jit(rounding.with_tf32_operands(step), donate_argnums=0)
 
 
 def _matmul_precision(precision: str) -> Any:
-    return jax.default_matmul_precision(training.MATMUL_PRECISION[precision])
+    return jax.default_matmul_precision(MATMUL_PRECISION[precision])
 
 
 def masks(config: Config, args: argparse.Namespace, budget: timing.Budget) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ import optax
 import saner_jax
 from benchmarks import collectives, command, environment, tables, timing
 from examples.noisy_images.errors import UserError
-from examples.noisy_images.plots import save
+from examples.noisy_images.measures.plots import save
 from examples.sharded_transformer import training
 
 LEAVES = (10, 30, 100, 300, 1000, 3000)

@@ -19,8 +19,10 @@ import optax
 import saner_jax
 from benchmarks import command, flops, timing
 from examples.noisy_images import config as configuration
-from examples.noisy_images import data, devices, methods, models, training
+from examples.noisy_images import data, models
 from examples.noisy_images.config import PAPER, Config
+from examples.noisy_images.training import devices, methods
+from examples.noisy_images.training.trainer import MATMUL_PRECISION, Images, State, Trainer, epoch_order
 
 NUM_CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
@@ -141,11 +143,11 @@ def dataset(
     )
 
 
-def trainer(config: Config, images: data.Dataset) -> training.Trainer:
+def trainer(config: Config, images: data.Dataset) -> Trainer:
     """Return the program's trainer, also for the methods of `FURTHER`, on one device however many there are."""
     configuration.check(config)
     with _further_methods():
-        return training.Trainer(config, images, devices.mesh(1))
+        return Trainer(config, images, devices.mesh(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,11 +185,11 @@ class Workload:
         images = dataset(steps_per_call * config.batch_size, config.batch_size, image_shape)
         self.trainer = trainer(config, images)
         self.seed = jnp.asarray(config.seed, jnp.uint32)
-        self.images = training.Images(jnp.asarray(images.train.images), jnp.asarray(images.train.labels))
-        self.order = training.epoch_order(self.seed, 0, len(images.train))
+        self.images = Images(jnp.asarray(images.train.images), jnp.asarray(images.train.labels))
+        self.order = epoch_order(self.seed, 0, len(images.train))
 
     @property
-    def state(self) -> training.State:
+    def state(self) -> State:
         """The state as it is initialised; a call of what `compile` returns donates it."""
         return self.trainer.state
 
@@ -205,7 +207,7 @@ class Workload:
         functions = self.trainer.functions
         function = functions.train_step if self.steps_per_call == 1 else functions.train_epoch
         start = time.perf_counter()
-        with jax.default_matmul_precision(training.MATMUL_PRECISION[self.config.precision]):
+        with jax.default_matmul_precision(MATMUL_PRECISION[self.config.precision]):
             lowered = function.lower(self.state, self.seed, self.images, self.order)
         traced = time.perf_counter()
         executable = lowered.compile()

@@ -11,12 +11,12 @@ from typing import Any
 
 import tyro
 
-from examples.noisy_images import comparison, presets
-from examples.noisy_images.config import PAPER, Config, run_name
-from examples.noisy_images.errors import Interrupted, UserError
-from examples.noisy_images.launch import HERE, Launch, is_first, join
-from examples.noisy_images.paper import Circumstances
-from examples.noisy_images.presets import Scale, Selection
+from .config import PAPER, Config, run_name
+from .errors import Interrupted, UserError
+from .paper import comparison, presets
+from .paper.presets import Scale, Selection
+from .paper.runs import Circumstances
+from .training.launch import HERE, Launch, is_first, join
 
 RUNS = Path("runs")
 PAPER_RUNS = RUNS / "paper"
@@ -73,7 +73,7 @@ def train(
         launch: Where it is computed.
     """
     join(launch)
-    from examples.noisy_images import run
+    from .training import run
 
     if seeds:
         comparison.check_seeds(seeds)
@@ -91,7 +91,7 @@ def resume(folder: tyro.conf.Positional[Path], launch: Options[Launch] = HERE) -
         launch: Where it is computed, which may be elsewhere than it was.
     """
     join(launch)
-    from examples.noisy_images import run
+    from .training import run
 
     show_summary(run.resume(folder, launch.devices), folder)
 
@@ -104,7 +104,7 @@ def evaluate(folder: tyro.conf.Positional[Path], launch: Options[Launch] = HERE)
         launch: Where it is computed.
     """
     join(launch)
-    from examples.noisy_images import run
+    from .training import run
 
     values = run.evaluate(folder, launch.devices)
     for metric, value in values.items() if is_first() else ():
@@ -151,9 +151,9 @@ def paper(
         dry_run: Only say which runs there are, how far they are and how long the rest takes.
         estimate: Time a few steps of every kind of run first, to say how long the preset takes.
     """
-    from examples.noisy_images import paper
+    from .paper import runs
 
-    paper.carry_out(preset, selection, scale, circumstances, out, shard, dry_run, estimate)
+    runs.carry_out(preset, selection, scale, circumstances, out, shard, dry_run, estimate)
 
 
 def report(
@@ -172,7 +172,7 @@ def report(
         out: Folder of all runs.
         output: Folder of the report; `reports` in the folder of the runs if not given.
     """
-    from examples.noisy_images import report
+    from .paper import report
 
     report.write(preset, selection, scale, out, output or out / "reports")
 
@@ -194,7 +194,7 @@ def rank(
         top: Number of images on the contact sheet.
         cross_validate: Number of folds to train, for probabilities of samples that the network never saw.
     """
-    from examples.noisy_images import ranking
+    from .suspects import ranking
 
     if not folders:
         raise UserError("there is nothing to rank: give the folder of a run, or of several.")
@@ -223,8 +223,8 @@ def sharpness(
         by: Setting that labels the runs whose mean and spread are taken: method, alpha or any other.
         output: File for the tables as Markdown; nowhere if not given.
     """
-    from examples.noisy_images import files
-    from examples.noisy_images import sharpness as measuring
+    from . import files
+    from .paper import sharpness as measuring
 
     rows, groups = measuring.measure(folders, samples=samples, seed=seed, tolerance=tolerance, by=by)
     tables = measuring.markdown(rows, groups, by)
@@ -240,7 +240,7 @@ def noise(config: Options[Config] = PAPER, folder: Path | None = None) -> None:
         config: The run whose noise is drawn.
         folder: Where to write noise.json and noise.png; nowhere if not given.
     """
-    from examples.noisy_images import run
+    from .training import run
 
     audit = run.prepare(config).audit
     if audit is None:
@@ -260,15 +260,17 @@ def prepare(dataset: str, data_dir: Path | None = None, archive: Path | None = N
         data_dir: Where to put it; ~/tensorflow_datasets if not given.
         archive: The official binary archive as a local file; downloaded if not given.
     """
-    from examples.noisy_images import data
+    from . import data
 
     print(f"prepared: {data.prepare(dataset, data_dir, archive)}")
 
 
 def list_names() -> None:
     """List data sets, noises, models, methods and scores of suspicion."""
-    from examples.noisy_images import data, methods, models, ranking
-    from examples.noisy_images.noise import KINDS
+    from . import data, models
+    from .labels.noise import KINDS
+    from .suspects import ranking
+    from .training import methods
 
     print("data sets:", ", ".join(data.names()))
     print("noises:   ", ", ".join(KINDS))

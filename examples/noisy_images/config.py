@@ -6,8 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from examples.noisy_images.errors import UserError, unknown_name
-from examples.noisy_images.noise import KINDS, NoiseOptions
+from .errors import UserError, unknown_name
+from .labels.noise import KINDS, NoiseOptions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,8 +41,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from examples.noisy_images import plots
 from examples.noisy_images.errors import UserError
+from examples.noisy_images.measures import plots
 from examples.theory import command
 
 if TYPE_CHECKING:

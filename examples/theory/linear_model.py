@@ -39,8 +39,8 @@ import optax
 import tyro
 
 import saner_jax
-from examples.noisy_images import plots
 from examples.noisy_images.errors import UserError
+from examples.noisy_images.measures import plots
 from examples.theory import command, lemma
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import __main__ as everything
 from benchmarks import compile_time, epoch, first_step, memory, peak, train_step
-from examples.noisy_images import run as run_of_the_program
 from examples.noisy_images.errors import UserError
+from examples.noisy_images.training import run as run_of_the_program
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile", "small_peak")]
 

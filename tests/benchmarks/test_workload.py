@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import flops, workload
-from examples.noisy_images import methods
 from examples.noisy_images.config import PAPER
+from examples.noisy_images.training import methods
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 TINY = dataclasses.replace(PAPER, model="mlp", width=0.03, batch_size=4)

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.noisy_images import data, devices
+from examples.noisy_images import data
+from examples.noisy_images.training import devices
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +91,8 @@ def eager():
 _SERVER = """
 import json, os, sys
 import sklearn.datasets, matplotlib.figure, tensorboardX
-from examples.noisy_images import cli, run
+from examples.noisy_images import cli
+from examples.noisy_images.training import run
 
 for line in sys.stdin:
     request = json.loads(line)

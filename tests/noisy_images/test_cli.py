@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.noisy_images import cli, comparison, config, data, methods, models, ranking, run
+from examples.noisy_images import cli, config, data, models
 from examples.noisy_images.config import PAPER, Config
+from examples.noisy_images.paper import comparison
+from examples.noisy_images.suspects import ranking
+from examples.noisy_images.training import methods, run
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("compare", *cli.COMMANDS)
@@ -220,7 +223,7 @@ import sys
 for package in ("tyro", "matplotlib", "tensorboardX", "sklearn", "tensorflow_datasets", "grain", "PIL", "torch"):
     sys.modules[package] = None
 from pathlib import Path
-from examples.noisy_images import run
+from examples.noisy_images.training import run
 from examples.noisy_images.config import Config
 
 config = Config(

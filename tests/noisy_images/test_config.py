@@ -8,7 +8,7 @@ import pytest
 from examples.noisy_images import config as configuration
 from examples.noisy_images.config import PAPER, Config
 from examples.noisy_images.errors import UserError
-from examples.noisy_images.noise import NoiseOptions
+from examples.noisy_images.labels.noise import NoiseOptions
 
 ODD = Config(
     dataset="npz",

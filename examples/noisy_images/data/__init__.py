@@ -6,8 +6,9 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
-from examples.noisy_images.data import cifar, digits, own, tiny_imagenet, webvision
-from examples.noisy_images.data.dataset import (
+from ..errors import UserError, unknown_name
+from . import cifar, digits, own, tiny_imagenet, webvision
+from .dataset import (
     Dataset,
     ImageFiles,
     Source,
@@ -17,7 +18,6 @@ from examples.noisy_images.data.dataset import (
     stratified_split,
     stratified_subset,
 )
-from examples.noisy_images.errors import UserError, unknown_name
 
 __all__ = [
     "LOADERS",

@@ -22,8 +22,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from examples.noisy_images.data.dataset import Dataset, Source, make_split, read_cached_arrays, write_cached_arrays
-from examples.noisy_images.errors import UserError
+from ..errors import UserError
+from .dataset import Dataset, Source, make_split, read_cached_arrays, write_cached_arrays
 
 VERSION = "3.0.2"
 MEAN = (0.4914, 0.4822, 0.4465)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.noisy_images.errors import UserError
+from ..errors import UserError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 

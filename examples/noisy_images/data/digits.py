@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from examples.noisy_images.data.dataset import Dataset, Source, make_split, pixel_statistics, stratified_positions
-from examples.noisy_images.errors import UserError
+from ..errors import UserError
+from .dataset import Dataset, Source, make_split, pixel_statistics, stratified_positions
 
 _SPLIT_SEED = 0
 

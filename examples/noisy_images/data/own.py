@@ -7,8 +7,9 @@ import zipfile
 
 import numpy as np
 
-from examples.noisy_images.data import streaming
-from examples.noisy_images.data.dataset import (
+from ..errors import UserError
+from . import streaming
+from .dataset import (
     IMAGE_SUFFIXES,
     Dataset,
     ImageFiles,
@@ -22,7 +23,6 @@ from examples.noisy_images.data.dataset import (
     shorten,
     stratified_positions,
 )
-from examples.noisy_images.errors import UserError
 
 TEST_SHARE = 0.2
 # Images that all have one size, and fewer bytes than this when decoded, are kept in memory.

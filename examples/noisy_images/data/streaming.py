@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from examples.noisy_images.data.dataset import ImageFiles, Split
-from examples.noisy_images.errors import UserError
+from ..errors import UserError
+from .dataset import ImageFiles, Split
 
 # An image is scaled until its shorter side is this much longer than the square cut out of it: 256 for 224.
 _RESIZE_RATIO = 256 / 224

@@ -8,8 +8,8 @@ import zipfile
 
 import numpy as np
 
-from examples.noisy_images.data.dataset import Dataset, ImageFiles, Source, decode_images, make_split, shorten
-from examples.noisy_images.errors import UserError
+from ..errors import UserError
+from .dataset import Dataset, ImageFiles, Source, decode_images, make_split, shorten
 
 MEAN = (0.4802, 0.4481, 0.3975)
 STD = (0.2302, 0.2265, 0.2262)

@@ -7,17 +7,8 @@ import pathlib
 
 import numpy as np
 
-from examples.noisy_images.data.dataset import (
-    IMAGE_SUFFIXES,
-    Dataset,
-    ImageFiles,
-    Source,
-    Split,
-    make_split,
-    readable_images,
-    shorten,
-)
-from examples.noisy_images.errors import UserError
+from ..errors import UserError
+from .dataset import IMAGE_SUFFIXES, Dataset, ImageFiles, Source, Split, make_split, readable_images, shorten
 
 NUM_CLASSES = 50
 IMAGE_SIZE = 224

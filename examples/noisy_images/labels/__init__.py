@@ -1,0 +1,1 @@
+"""Labels: the noise that is put into them, its audit, and labels that people gave."""

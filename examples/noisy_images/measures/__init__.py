@@ -1,0 +1,1 @@
+"""What is measured of a run: functions of arrays, and their figures."""

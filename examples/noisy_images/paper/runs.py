@@ -1,0 +1,257 @@
+"""Carry out a preset of the paper: what is to be run, how long it will take, and the runs themselves."""
+
+import dataclasses
+import itertools
+import re
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from pathlib import Path
+
+from .. import config as configuration
+from .. import files
+from ..config import CIRCUMSTANCES, Config, run_name
+from ..errors import Interrupted, UserError
+from . import comparison, presets
+from .presets import Scale, Selection
+
+# Billions of multiplications of one image of 32 pixels, counted from the layers; another network counts as one.
+_GMAC = {"resnet18": 0.555, "resnet34": 1.159, "densenet121": 0.888, "wrn_40_2": 0.328, "wrn_28_10": 5.243}
+_HUMAN_LABELS = {"cifar10": "CIFAR-10_human.pt", "cifar100": "CIFAR-100_human.pt"}
+
+
+class State(Enum):
+    """How far a run is."""
+
+    COMPLETE = "complete"
+    CUT_OFF = "cut off"
+    MISSING = "missing"
+
+
+@dataclasses.dataclass(frozen=True)
+class Circumstances:
+    """Where the runs find their files and how they are carried out; nothing of it changes what is trained."""
+
+    data_dir: str | None = None
+    """Folder of the data; the data set's own default if not given."""
+    validation_dir: str | None = None
+    """Mini-WebVision only: ImageNet's validation folder, on which the paper tests."""
+    human_labels: Path | None = None
+    """Published file of human labels for `real` noise, or the folder that holds both under their own names."""
+    workers: int = 2
+    """Processes that decode streamed images; 0 decodes in the training process."""
+    evaluate_every: int = 1
+    """Epochs between evaluations on the whole training set (the test set is evaluated every epoch)."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints; the last epoch always has one."""
+    analyse_batches: int = presets.ANALYSED_BATCHES
+    """Batches whose gradients are analysed after every epoch, at most, in the runs whose analysis a preset shows."""
+    scan_epochs: bool | None = None
+    """Run a whole epoch in one compiled call; if not given, on accelerators only."""
+    sample_history: bool = True
+    """Keep loss and predicted label of every training sample at every evaluation on the training set."""
+
+    def of(self, config: Config) -> Config:
+        """Return the configuration under these circumstances."""
+        images = config.subset or presets.TRAINING_IMAGES.get(config.dataset)
+        # A small subset may have fewer batches than that.
+        there = self.analyse_batches if images is None else images // config.batch_size
+        analysed = min(config.analyse_batches, self.analyse_batches, there)
+        settings = vars(self) | {"human_labels": None, "analyse_batches": analysed}
+        if config.noise == "real":
+            if self.human_labels is None:
+                raise UserError(
+                    "real noise needs --human-labels, the published label files of CIFAR-10N and CIFAR-100N or their "
+                    "folder; or leave it out with --noises."
+                )
+            folder = self.human_labels.is_dir() and config.dataset in _HUMAN_LABELS
+            path = self.human_labels / _HUMAN_LABELS[config.dataset] if folder else self.human_labels
+            settings["human_labels"] = str(path)
+        return dataclasses.replace(config, **settings)
+
+
+def runs(cells: Iterable[presets.Cell], seeds: Sequence[int]) -> list[Config]:
+    """Return every run of the cells; the seeds outside, so that what is stopped holds whole seeds of all cells."""
+    comparison.check_seeds(seeds)
+    cells = list(cells)
+    return [cell.run(seed) for seed in seeds for cell in cells]
+
+
+def state(config: Config, folder: Path) -> State:
+    """Return how far the run in a folder is.
+
+    Raises:
+      UserError: The folder holds a run of another configuration.
+    """
+    configuration.check_same_run(config, folder, CIRCUMSTANCES)
+    if (folder / "summary.json").exists():
+        return State.COMPLETE
+    return State.CUT_OFF if (folder / "config.json").exists() else State.MISSING
+
+
+def part_of(configs: Sequence[Config], shard: str) -> list[Config]:
+    """Return the part ``i/n`` of the runs, counted from 1: disjoint, together complete, and about equally costly.
+
+    Which run belongs to which part depends on the runs alone, not on what has been run.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--shard must be i/n with i from 1 to n, such as 2/4, got {shard!r}.")
+    index, count = int(match[1]) - 1, int(match[2])
+    costs, parts = [0.0] * count, {}
+    # The costliest first, each to the part that has least to do so far.
+    for config in sorted(configs, key=_relative_cost, reverse=True):
+        least = min(range(count), key=costs.__getitem__)
+        costs[least] += _relative_cost(config)
+        parts[config] = least
+    return [config for config in configs if parts[config] == index]
+
+
+def _relative_cost(config: Config) -> float:
+    passes = (1 if config.method == "sgd" else 2) * (2 if config.companion == "co-teaching" else 1)
+    images = config.subset or presets.TRAINING_IMAGES.get(config.dataset, 50_000)
+    pixels = 4 if config.dataset == "tiny_imagenet" else 1
+    return passes * config.epochs * images * pixels * _GMAC.get(config.model, 1.0) * config.width**2
+
+
+def carry_out(
+    name: str,
+    selection: Selection,
+    scale: Scale,
+    circumstances: Circumstances,
+    out: Path,
+    shard: str = "1/1",
+    dry_run: bool = False,
+    estimate: bool = True,
+) -> None:
+    """Say what a preset consists of and how long it takes, then run what is missing and go on with what was cut off.
+
+    Raises:
+      UserError: The options are wrong, or a run failed; the others are then complete.
+      Interrupted: It was asked to stop.
+    """
+    configs = [circumstances.of(one) for one in runs(presets.cells(name, selection, scale), selection.seeds)]
+    for one in configs:
+        configuration.check(one)
+    mine = part_of(configs, shard)
+    # Before the first of them trains for hours.
+    states = {one: state(one, out / run_name(one)) for one in mine}
+    print(presets.described(name, selection, scale))
+    counts = ", ".join(f"{sum(s is one for s in states.values())} {one.value}" for one in State)
+    print(
+        f"{_runs(len(mine))} in {out}"
+        + (f" (part {shard} of {len(configs)})" if mine != configs else "")
+        + f": {counts}"
+    )
+    todo = [one for one in mine if states[one] is not State.COMPLETE]
+    try:
+        if todo and estimate:
+            _say_how_long(todo, out)
+        if dry_run:
+            for one in mine:
+                print(f"  {states[one].value:8}  {run_name(one)}")
+            return
+        failures = _run_all(todo, out)
+    except (Interrupted, KeyboardInterrupt):
+        from ..training import run
+
+        raise Interrupted(f"stopped; go on with the same command: {run.command()}") from None
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {_runs(len(todo))} did not end: "
+            + "; ".join(f"{folder}: {error}" for folder, error in failures.items())
+        )
+
+
+def _run_all(todo: Sequence[Config], out: Path) -> dict[str, UserError]:
+    from ..training import run
+
+    failures = {}
+    for number, config in enumerate(todo, 1):
+        folder = out / run_name(config)
+        print(f"[{number}/{len(todo)}] {folder.name}", flush=True)
+        try:
+            run.run_one(config, folder)
+        except UserError as error:
+            # A run that diverged must not take the others with it.
+            print(f"{folder.name} failed: {error}", flush=True)
+            failures[folder.name] = error
+    return failures
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'' if count == 1 else 's'}"
+
+
+# --- how long it takes --------------------------------------------------------------------------------------------
+
+
+def _say_how_long(todo: Sequence[Config], out: Path) -> None:
+    measured: dict[Config, float] = {}
+    total = 0.0
+    for config in todo:
+        kind = _kind(config)
+        if kind not in measured:
+            measured[kind] = seconds_per_epoch(config)
+            passes = "one pass a step" if config.method == "sgd" else "two passes a step"
+            companion = "" if config.companion == "none" else f", {config.companion}"
+            print(
+                f"  {config.dataset}, {config.model}, {passes}{companion}: {duration(measured[kind])} an epoch",
+                flush=True,
+            )
+        done = files.read_json_lines(out / run_name(config) / "metrics.jsonl")
+        total += measured[kind] * (config.epochs - (done[-1]["epoch"] if done else 0))
+    print(f"about {duration(total)} on this device, estimated from a few steps; compilation not counted", flush=True)
+
+
+def _kind(config: Config) -> Config:
+    """Return what runs have in common that take equally long."""
+    usual = configuration.PAPER
+    alike = ("rate", "noise", "human_labels", "rho", "alpha", "alpha_ramp", "seed", "epochs", "learning_rate_drops")
+    settings = {field: getattr(usual, field) for field in alike}
+    return dataclasses.replace(config, **settings, method="sgd" if config.method == "sgd" else "two passes")
+
+
+def seconds_per_epoch(config: Config, seconds: float = 2.0, steps: int = 20) -> float:
+    """Time a few steps and evaluations of a run, compilation apart, and return what an epoch takes."""
+    import jax
+    import numpy as np
+
+    from ..training import run
+    from ..training.trainer import EVALUATION_BATCH, Trainer
+
+    prepared = run.prepare(config)
+    # Step by step, so that a few of them can be taken.
+    trainer = Trainer(dataclasses.replace(config, scan_epochs=False), prepared.dataset)
+    times = []
+    training_steps = itertools.chain.from_iterable(trainer.train_epoch() for _ in itertools.count())
+    while len(times) < 3 or (len(times) <= steps and sum(times[1:]) < seconds):
+        started = time.perf_counter()
+        next(training_steps)
+        jax.block_until_ready(trainer.state)
+        times.append(time.perf_counter() - started)
+    # The first step is compiled.
+    step = statistics.median(times[1:])
+    test = prepared.dataset.test
+    few = test.take(np.arange(min(len(test), 2 * EVALUATION_BATCH)))
+    trainer.evaluate(few)
+    started = time.perf_counter()
+    trainer.evaluate(few)
+    image = (time.perf_counter() - started) / len(few)
+    images = len(test) + len(prepared.dataset.train) / config.evaluate_every
+    analysis = 0.0
+    if config.analyse_batches:
+        trainer.analyse_gradients()
+        started = time.perf_counter()
+        trainer.analyse_gradients()
+        analysis = time.perf_counter() - started
+    return step * trainer.steps_per_epoch + image * images + analysis
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in the two units that matter."""
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

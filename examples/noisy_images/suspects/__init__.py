@@ -1,0 +1,1 @@
+"""Suspects: the training samples whose given label is likely wrong."""

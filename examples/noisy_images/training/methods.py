@@ -1,0 +1,169 @@
+"""Methods by name: each is one entry, a composition of the library's stages in front of the same optimizer."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+import saner_jax
+
+from ..config import Config
+from ..errors import UserError, unknown_name
+
+
+class Hyperparameters(NamedTuple):
+    """What the methods are made of: numbers or schedules of the step."""
+
+    rho: optax.ScalarOrSchedule
+    alpha: optax.ScalarOrSchedule
+    gsam_alpha: float
+    asam_eta: float
+    asam_mask: Callable[[Any], Any] | None
+    fsam_sigma: float
+    fsam_decay: float
+    vasso_theta: float
+    seed: int | jax.Array
+
+
+Stage = Callable[..., optax.GradientTransformation]
+
+_BASES: dict[str, Stage] = {
+    "sam": lambda p, **options: saner_jax.sam(p.rho, **options),
+    "asam": lambda p, **options: saner_jax.asam(p.rho, p.asam_eta, p.asam_mask, **options),
+    "gsam": lambda p, **options: saner_jax.gsam(p.rho, p.gsam_alpha, **options),
+    "fsam": lambda p, **options: saner_jax.fsam(p.rho, p.fsam_sigma, p.fsam_decay, **options),
+    "vasso": lambda p, **options: saner_jax.vasso(p.rho, p.vasso_theta, **options),
+}
+
+
+def _on_top(base: Stage) -> Stage:
+    return lambda p, **options: base(p, reweight=saner_jax.downweight(p.alpha), **options)
+
+
+def _on_sam(reweight: Callable[[Hyperparameters], optax.GradientTransformation]) -> Stage:
+    return lambda p, **options: saner_jax.sam(p.rho, reweight(p), **options)
+
+
+# A method of your own is one more entry: hyperparameters -> an Optax transformation that stands first in the chain.
+METHODS: dict[str, Stage] = {
+    "sgd": lambda p, **options: optax.identity(),
+    **_BASES,
+    "saner": lambda p, **options: saner_jax.saner(p.rho, p.alpha, **options),
+    **{f"{name}+saner": _on_top(base) for name, base in _BASES.items() if name != "sam"},
+    # Ablations: the down-weighting undone, or other elements in place of those with 0 < r < 1.
+    "sgd_d": lambda p, **options: saner_jax.sgd_d(p.rho, **options),
+    "saner_turned": _on_sam(lambda p: saner_jax.downweight(p.alpha, where=saner_jax.is_turned)),
+    "saner_grown": _on_sam(lambda p: saner_jax.downweight(p.alpha, where=saner_jax.is_grown)),
+    "saner_last_layer": _on_sam(lambda p: saner_jax.downweight(p.alpha, mask=_last_layer)),
+    "saner_random": _on_sam(lambda p: saner_jax.downweight_random(p.alpha, p.seed)),
+}
+SUMMARIES = {
+    "sgd": "SGD with momentum",
+    "sam": "sharpness-aware minimization",
+    "asam": "adaptive SAM",
+    "gsam": "surrogate-gap SAM",
+    "fsam": "friendly SAM",
+    "vasso": "variance-suppressed SAM",
+    "saner": "SANER on SAM",
+    "asam+saner": "SANER on ASAM",
+    "gsam+saner": "SANER on GSAM",
+    "fsam+saner": "SANER on FSAM",
+    "vasso+saner": "SANER on VaSSO",
+    "sgd_d": "SAM with the down-weighting undone (ablation)",
+    "saner_turned": "SANER on the elements that the perturbation turned, r < 0 (ablation)",
+    "saner_grown": "SANER on the elements that the perturbation made grow, r > 1 (ablation)",
+    "saner_last_layer": "SANER on the last layer alone (ablation)",
+    "saner_random": "SANER on as many elements of each leaf, at random (control)",
+}
+
+
+def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
+    """Return the learning rate as a function of the step."""
+    total = config.epochs * steps_per_epoch
+    match config.learning_rate_schedule:
+        case "constant":
+            return optax.constant_schedule(config.learning_rate)
+        case "cosine":
+            return optax.cosine_decay_schedule(config.learning_rate, total)
+        case _:
+            # Never before the first epoch is over, however few there are.
+            epochs = (max(round(drop * config.epochs), 1) for drop in config.learning_rate_drops)
+            return optax.piecewise_constant_schedule(config.learning_rate, {e * steps_per_epoch: 0.1 for e in epochs})
+
+
+def hyperparameters(
+    config: Config, steps_per_epoch: int, num_classes: int, seed: int | jax.Array = 0
+) -> Hyperparameters:
+    """Resolve the configuration's numbers and schedules; ``seed`` is that of methods that draw."""
+    if config.rho is not None:
+        rho = config.rho
+    elif config.method.startswith("asam"):
+        rho = 1.0 if num_classes == 100 else 0.5
+    else:
+        rho = 0.1
+    if config.rho_min is not None:
+        schedule = learning_rate(config, steps_per_epoch)
+        rho = saner_jax.rho_from_learning_rate(schedule, 0.0, config.learning_rate, config.rho_min, rho)
+
+    ramp_epochs = round(config.alpha_ramp_epochs)
+    alpha: optax.ScalarOrSchedule = config.alpha
+    if ramp_epochs:
+        tread = steps_per_epoch if config.alpha_ramp_by == "epoch" else None
+        alpha = saner_jax.alpha_ramp(config.alpha, ramp_epochs * steps_per_epoch, tread)
+
+    return Hyperparameters(
+        rho=rho,
+        alpha=alpha,
+        gsam_alpha=config.gsam_alpha,
+        asam_eta=config.asam_eta,
+        asam_mask=_all_but_biases if config.asam_leaves == "weights" else None,
+        fsam_sigma=config.fsam_sigma,
+        fsam_decay=config.fsam_decay,
+        vasso_theta=config.vasso_theta,
+        seed=seed,
+    )
+
+
+def create(
+    config: Config, steps_per_epoch: int, num_classes: int, seed: int | jax.Array = 0
+) -> optax.GradientTransformationExtraArgs:
+    """Return the optimizer: the method's stage, weight decay, heavy-ball momentum, learning rate.
+
+    ``seed`` enters the optimizer's state in ``init`` and nothing else, so ``update`` is the same function for all.
+    """
+    if config.method not in METHODS:
+        raise unknown_name("method", config.method, METHODS)
+    try:
+        stage = METHODS[config.method](hyperparameters(config, steps_per_epoch, num_classes, seed), monitor=True)
+    except ValueError as error:
+        # The library's own checks of its hyperparameters.
+        raise UserError(str(error)) from error
+    return optax.chain(
+        stage,
+        optax.add_decayed_weights(config.weight_decay),
+        optax.trace(config.momentum),
+        optax.scale_by_learning_rate(learning_rate(config, steps_per_epoch)),
+    )
+
+
+def monitored(opt_state: optax.OptState) -> saner_jax.Monitored | None:
+    """Return what the method's stage observed in the last step; None for a method of one pass."""
+    stage_state = opt_state[0]
+    return stage_state.monitored if isinstance(stage_state, saner_jax.SharpnessAwareState) else None
+
+
+def _all_but_biases(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: "bias" not in jax.tree_util.keystr(path), params)
+
+
+def _last_layer(params: Any) -> Any:
+    """Select the leaves of the layer that makes the logits, which every network here calls ``classifier``."""
+
+    def is_of_last_layer(path: tuple[Any, ...], _: Any) -> bool:
+        return jax.tree_util.keystr(path, simple=True, separator="/").split("/")[0] == "classifier"
+
+    selected = jax.tree_util.tree_map_with_path(is_of_last_layer, params)
+    if not any(jax.tree.leaves(selected)):
+        raise UserError("saner_last_layer acts on the layer named 'classifier': name the model's last layer so.")
+    return selected
