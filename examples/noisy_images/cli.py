@@ -1,72 +1,72 @@
 """The command line: one function a sub-command, its options generated from its signature."""
 
+import contextlib
 import dataclasses
-import itertools
+import functools
 import os
 import sys
+import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
-from .config import PAPER, Config, run_name
-from .errors import Interrupted, UserError
+from .config import PAPER, PROTOCOLS, USUAL_PROTOCOLS, Circumstances, Config, Protocol, replace, run_name
+from .errors import Interrupted, UserError, unknown_name
 from .paper import comparison, presets
 from .paper.presets import Scale, Selection
-from .paper.runs import Circumstances
-from .training.launch import HERE, Launch, is_first, join
+from .training.launch import HERE, PROGRAM, Launch, is_first, join
 
 RUNS = Path("runs")
 PAPER_RUNS = RUNS / "paper"
 Options = tyro.conf.OmitArgPrefixes
 
 
-def compare_under(protocol: Config) -> Callable[..., None]:
-    """Return the sub-command `compare` with a protocol as its default."""
+def compare(
+    config: Options[Config] = PAPER,
+    protocol: Protocol = "auto",
+    methods: tuple[str, ...] = ("sgd", "sam", "saner"),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    name: str | None = None,
+    out: Path = RUNS,
+    launch: Options[Launch] = HERE,
+) -> None:
+    """Train several methods under one protocol; print a table and write a figure.
 
-    def compare(
-        config: Options[Config] = protocol,
-        methods: tuple[str, ...] = ("sgd", "sam", "saner"),
-        seeds: tuple[int, ...] = (0, 1, 2),
-        name: str | None = None,
-        out: Path = RUNS,
-        launch: Options[Launch] = HERE,
-    ) -> None:
-        """Train several methods under one protocol; print a table and write a figure.
+    Without options: SGD, SAM and SANER on handwritten digits, half of whose training labels are wrong. Runs that are
+    already complete are read, not run again.
 
-        Without options: SGD, SAM and SANER on handwritten digits, half of whose training labels are wrong. With another
-        --dataset the defaults are the paper's protocol. Runs that are already complete are read, not run again.
-
-        Args:
-            config: Protocol of all runs; its method and seed are replaced.
-            methods: Methods to compare.
-            seeds: Training seeds, each with a noise draw of its own.
-            name: Folder of the comparison; the data set's name if not given.
-            out: Folder of all runs.
-            launch: Where they are computed.
-        """
-        join(launch)
-        folder = out / (name or config.dataset)
-        result = comparison.compare(config, methods, seeds, folder, launch.devices)
-        if is_first():
-            comparison.show(result, folder)
-
-    return compare
+    Args:
+        config: Protocol of all runs; its method and seed are replaced.
+        protocol: Named protocol that the options change: that of the data set (auto), or one by name.
+        methods: Methods to compare.
+        seeds: Training seeds, each with a noise draw of its own.
+        name: Folder of the comparison; the data set's name if not given.
+        out: Folder of all runs.
+        launch: Where they are computed.
+    """
+    join(launch)
+    folder = out / (name or config.data.dataset)
+    result = comparison.compare(config, methods, seeds, folder, launch.devices)
+    if is_first():
+        comparison.show(result, folder)
 
 
 def train(
     config: Options[Config] = PAPER,
+    protocol: Protocol = "auto",
     seeds: tuple[int, ...] = (),
     name: str | None = None,
     out: Path = RUNS,
     launch: Options[Launch] = HERE,
 ) -> None:
-    """Train one configuration, with one seed or with several; the defaults are the paper's protocol.
+    """Train one configuration, with one seed or with several; without options, the paper's protocol.
 
     Args:
         config: The run.
+        protocol: Named protocol that the options change: that of the data set (auto), or one by name.
         seeds: Several training seeds, one run each; overrides --seed.
         name: Folder of the run; made from all settings that are not the paper's if not given.
         out: Folder of all runs.
@@ -78,7 +78,7 @@ def train(
     if seeds:
         comparison.check_seeds(seeds)
     for seed in seeds or (config.seed,):
-        one = dataclasses.replace(config, seed=seed)
+        one = replace(config, seed=seed)
         folder = out / (run_name(one) if name is None else name if not seeds else f"{name}-seed{seed}")
         show_summary(run.train(one, folder, launch.devices), folder)
 
@@ -133,7 +133,7 @@ def paper(
     preset: tyro.conf.Positional[str],
     selection: Options[Selection] = presets.ALL,
     scale: Options[Scale] = presets.FULL,
-    circumstances: Options[Circumstances] = Circumstances(),  # noqa: B008
+    circumstances: Options[Circumstances] = presets.CIRCUMSTANCES,
     out: Path = PAPER_RUNS,
     shard: str = "1/1",
     dry_run: bool = False,
@@ -233,18 +233,19 @@ def sharpness(
         files.write_text(output, tables)
 
 
-def noise(config: Options[Config] = PAPER, folder: Path | None = None) -> None:
+def noise(config: Options[Config] = PAPER, protocol: Protocol = "auto", folder: Path | None = None) -> None:
     """Inspect the label noise of a configuration without training: rates, transition matrix, figure.
 
     Args:
         config: The run whose noise is drawn.
+        protocol: Named protocol that the options change: that of the data set (auto), or one by name.
         folder: Where to write noise.json and noise.png; nowhere if not given.
     """
-    from .training import run
+    from .training import preparation
 
-    audit = run.prepare(config).audit
+    audit = preparation.prepare(config).audit
     if audit is None:
-        raise UserError(f"the true labels of {config.dataset!r} are unknown, so its noise cannot be inspected.")
+        raise UserError(f"the true labels of {config.data.dataset!r} are unknown, so its noise cannot be inspected.")
     print(audit.table())
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -284,6 +285,7 @@ def list_names() -> None:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "compare": compare,
     "train": train,
     "resume": resume,
     "evaluate": evaluate,
@@ -296,6 +298,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
     "list": list_names,
 }
+# Those whose options are settings of a configuration.
+CONFIGURED = ("compare", "train", "noise")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -307,12 +311,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.showwarning = lambda message, category, *where: print(f"note: {message}", file=sys.stderr)
     try:
         keep_compiled_programs()
-        tyro.extras.subcommand_cli_from_dict(
-            {"compare": compare_under(protocol_for(arguments)), **COMMANDS},
-            prog="python -m examples.noisy_images",
-            description="Train image classifiers on noisily labelled data. Without a sub-command: compare.",
-            args=arguments,
-        )
+        config = asked_protocol(arguments)
+        with choices_checked_here():
+            tyro.extras.subcommand_cli_from_dict(
+                {
+                    name: functools.partial(command, config=config)
+                    if name in ("compare", "train", "noise")
+                    else command
+                    for name, command in COMMANDS.items()
+                },
+                prog=PROGRAM,
+                description="Train image classifiers on noisily labelled data. Without a sub-command: compare.",
+                args=arguments,
+            )
     except UserError as error:
         sys.exit(_say(f"error: {error}", 2))
     except KeyboardInterrupt:
@@ -321,11 +332,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_say(str(error), 130))
 
 
-def protocol_for(arguments: Sequence[str]) -> Config:
-    """Return the protocol that `compare` starts from: that of the digits unless another data set is asked for."""
-    asked = [b for a, b in itertools.pairwise(arguments) if a == "--dataset"]
-    asked += [a.split("=", 1)[1] for a in arguments if a.startswith("--dataset=")]
-    return comparison.DIGITS if not asked or asked[-1] == comparison.DIGITS.dataset else PAPER
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What decides which protocol the other options change."""
+
+    protocol: str = "auto"
+    dataset: str | None = None
+
+
+def asked_protocol(arguments: Sequence[str]) -> Config:
+    """Return the protocol that a command's options start from: the one it names, or that of its data set."""
+    command, *options = [a for a in arguments if a not in ("-h", "--help")] or ["compare"]
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            asked, _ = tyro.cli(Asked, args=options, return_unknown_args=True)
+    except SystemExit:
+        # An option without its value, which the command's own parser says better.
+        asked = Asked()
+    if asked.protocol not in typing.get_args(Protocol):
+        raise unknown_name("value of --protocol", asked.protocol, typing.get_args(Protocol))
+    dataset = asked.dataset or ("digits" if command == "compare" else PAPER.data.dataset)
+    return PROTOCOLS[USUAL_PROTOCOLS.get(dataset, "paper") if asked.protocol == "auto" else asked.protocol]
+
+
+@contextlib.contextmanager
+def choices_checked_here() -> Iterator[None]:
+    """Let a wrong choice through the parser, so that it is answered like every other wrong value: in one line."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def choice(type_info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        if typing.get_origin(type_info.type) is not Literal:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{" + ",".join(map(str, typing.get_args(type_info.type))) + "}",
+            instance_from_str=lambda given: given[0],
+            is_instance=lambda value: isinstance(value, str),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    with registry:
+        yield
 
 
 def _say(message: str, status: int) -> int:

@@ -1,6 +1,5 @@
 """The command line: sub-commands, their help, and errors of one line."""
 
-import dataclasses
 import json
 import os
 import re
@@ -13,10 +12,10 @@ import numpy as np
 import pytest
 
 from examples.noisy_images import cli, config, data, models
-from examples.noisy_images.config import PAPER, Config
+from examples.noisy_images.config import PAPER, replace
 from examples.noisy_images.paper import comparison
 from examples.noisy_images.suspects import ranking
-from examples.noisy_images.training import methods, run
+from examples.noisy_images.training import epochs, methods, run
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("compare", *cli.COMMANDS)
@@ -79,9 +78,9 @@ def test_folders_that_are_not_what_is_needed(fails, tmp_path):
         assert re.match(r"error: .*empty/config.json does not exist: empty is not the folder", fails(command, "empty"))
     folder = tmp_path / "runs" / "mine"
     folder.mkdir(parents=True)
-    written = config.to_json(Config(dataset="digits", model="mlp", rate=0.2))
+    written = config.to_json(replace(config.DIGITS, rate=0.2))
     (folder / "config.json").write_text(json.dumps(written))
-    message = fails("train", "--dataset", "digits", "--model", "mlp", "--alpha", "0.3", "--name", "mine")
+    message = fails("train", "--dataset", "digits", "--alpha", "0.3", "--name", "mine")
     assert "already holds a run of another configuration (rate: 0.5 here, 0.2 there; alpha: 0.3 here, 0.5" in message
     (folder / "config.json").write_text("{")
     assert "is not valid JSON" in fails("resume", folder)
@@ -90,7 +89,7 @@ def test_folders_that_are_not_what_is_needed(fails, tmp_path):
 
 def test_interruptions_exit_with_130(fails, monkeypatch):
     def interrupted(config, folder, devices):
-        raise run.Interrupted(folder / "with blank", 7)
+        raise epochs.Interrupted(folder / "with blank", 7)
 
     monkeypatch.setattr(run, "train", interrupted)
     line = fails("train", *SMALL, "--name", "x", status=130)
@@ -125,7 +124,7 @@ def test_help_documents_every_option(command, capsys, monkeypatch):
         words = re.sub(r"\(default: .*?\)|\(required\)|--no-[a-z-]+|\{.*?\}|\b[A-Z]+\b", " ", about.replace("\n", " "))
         assert len(re.findall(r"[a-z]+", words)) >= 2, (option, about)
     if command in ("compare", "train", "noise"):
-        fields = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)} - {"--noise-options"}
+        fields = {f"--{name.replace('_', '-')}" for name in config.flat(PAPER)}
         assert fields | {"--symmetric-count", "--instance-count"} <= options.keys()
     else:
         given = {
@@ -160,9 +159,9 @@ def test_without_a_sub_command_it_compares(monkeypatch, tmp_path):
     cli.main([])
     cli.main(["--seeds", "4", "--methods", "sam", "--epochs", "3", "--name", "x"])
     cli.main(["compare", "--dataset", "cifar100", "--out", "elsewhere"])
-    default = (comparison.DIGITS, ("sgd", "sam", "saner"), (0, 1, 2), Path("runs/digits"), None)
-    short = (dataclasses.replace(comparison.DIGITS, epochs=3), ("sam",), (4,), Path("runs/x"), None)
-    paper = (dataclasses.replace(PAPER, dataset="cifar100"), ("sgd", "sam", "saner"), (0, 1, 2))
+    default = (config.DIGITS, ("sgd", "sam", "saner"), (0, 1, 2), Path("runs/digits"), None)
+    short = (replace(config.DIGITS, epochs=3), ("sam",), (4,), Path("runs/x"), None)
+    paper = (replace(PAPER, dataset="cifar100"), ("sgd", "sam", "saner"), (0, 1, 2))
     assert compared == [default, short, (*paper, Path("elsewhere/cifar100"), None)]
 
 
@@ -183,8 +182,8 @@ def test_train_starts_from_the_papers_protocol(monkeypatch):
     ]
     assert [c.seed for c, _ in trained] == [0, 3, 4, 3, 4]
     second, last = trained[1][0], trained[-1][0]
-    assert second.noise_options.asymmetric_picks == "affected" and not second.augment
-    assert last.learning_rate_drops == (0.3,) and last.scan_epochs is True
+    assert second.labels.noise_options.asymmetric_picks == "affected" and not second.data.augment
+    assert last.optimizer.learning_rate_drops == (0.3,) and last.circumstances.scan_epochs is True
 
 
 def test_list_names_all_that_exists(capsys):
@@ -226,7 +225,7 @@ from pathlib import Path
 from examples.noisy_images.training import run
 from examples.noisy_images.config import Config
 
-config = Config(
+config = configure(
     dataset="npz", data_dir=sys.argv[1], noise="none", model="mlp", width=1 / 64, method="sgd", batch_size=8, epochs=1
 )
 run.train(config, Path(sys.argv[2]))

@@ -1,6 +1,5 @@
 """Several methods and seeds under one protocol: runs, then a table and a figure."""
 
-import dataclasses
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,25 +8,9 @@ from typing import Any
 
 from .. import config as configuration
 from .. import files
-from ..config import Config
+from ..config import Config, replace
 from ..errors import UserError, unknown_name
 from ..training import launch
-
-# The protocol of the default comparison: the same for every method, so that only the method differs. The network is
-# large for 1,348 images and trains long enough to memorize every wrong label, the regime that the methods differ in.
-DIGITS = Config(
-    dataset="digits",
-    model="mlp",
-    initialisation="flax",
-    rate=0.5,
-    rho=0.4,
-    epochs=100,
-    batch_size=64,
-    learning_rate=0.02,
-    weight_decay=0.0,
-    scan_epochs=False,
-    checkpoint_every=1000,
-)
 
 COLUMNS = {
     "best_test_accuracy": "test, best",
@@ -61,7 +44,7 @@ def compare(
     check_seeds(seeds)
     # The seeds outside: an interrupted comparison holds whole seeds of all methods.
     runs = {
-        folder / f"{name}-seed{seed}": dataclasses.replace(config, method=name, seed=seed)
+        folder / f"{name}-seed{seed}": replace(config, method=name, seed=seed)
         for seed in seeds
         for name in method_names
     }
@@ -83,7 +66,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 def report(folder: Path, method_names: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     """Write `comparison.json`, `table.md` and `figure.png` from the runs in a folder."""
-    from ..training import run
+    from ..training import environment
 
     histories = {
         name: [files.read_json_lines(folder / f"{name}-seed{seed}" / "metrics.jsonl") for seed in seeds]
@@ -91,7 +74,7 @@ def report(folder: Path, method_names: Sequence[str], seeds: Sequence[int]) -> d
     }
     summaries = {name: [read_summary(folder / f"{name}-seed{seed}") for seed in seeds] for name in method_names}
     table = {name: spread(values) for name, values in summaries.items()}
-    result = {"environment": run.environment(), "seeds": list(seeds), "table": table, "summaries": summaries}
+    result = {"environment": environment.environment(), "seeds": list(seeds), "table": table, "summaries": summaries}
     files.write_json(folder / "comparison.json", result)
     files.write_text(folder / "table.md", markdown(table))
     try:
@@ -122,7 +105,7 @@ def plot(folders: Sequence[Path], output: Path, by: str, figure: str) -> None:
     records = "analysis.jsonl" if figure == "layers" else "metrics.jsonl"
     runs: dict[str, list[list[dict[str, Any]]]] = {}
     for folder in folders:
-        settings = configuration.to_json(configuration.read(folder / "config.json"))
+        settings = configuration.flat(configuration.read(folder / "config.json"))
         if by not in settings:
             raise unknown_name("setting", by, settings)
         history = files.read_json_lines(folder / records)

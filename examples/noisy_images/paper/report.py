@@ -138,20 +138,20 @@ def read(cell: Cell, seeds: Iterable[int], out: Path, last_epoch: Iterable[str] 
 # --- tables -------------------------------------------------------------------------------------------------------
 
 _COLUMNS: dict[str, Callable[[Cell], str]] = {
-    "data set": lambda cell: cell.config.dataset,
+    "data set": lambda cell: cell.config.data.dataset,
     "noise": lambda cell: _noise(cell),
-    "network": lambda cell: cell.config.model,
+    "network": lambda cell: cell.config.network.model,
     "setting": lambda cell: cell.setting,
-    "method": lambda cell: _method(cell.config.method),
+    "method": lambda cell: _method(cell.config.optimizer.method),
 }
 
 
 def _noise(cell: Cell) -> str:
-    if cell.config.dataset == "mini_webvision":
+    if cell.config.data.dataset == "mini_webvision":
         return "of the web"
-    if cell.config.noise in ("none", "real"):
-        return cell.config.noise
-    return f"{cell.config.noise} {100 * cell.config.rate:g} %"
+    if cell.config.labels.noise in ("none", "real"):
+        return cell.config.labels.noise
+    return f"{cell.config.labels.noise} {100 * cell.config.labels.rate:g} %"
 
 
 def _method(name: str) -> str:
@@ -231,7 +231,7 @@ def _explained(selection: Selection, rows: Sequence[Row]) -> str:
         "sqrt(s_paper² / 3 + s² / n), and † marks where one of the two deviations is unknown and the other stands for "
         "it."
     )
-    if any(row.cell.config.dataset == "mini_webvision" for row in rows):
+    if any(row.cell.config.data.dataset == "mini_webvision" for row in rows):
         text += " Mini-WebVision: the paper tests on ImageNet's validation images (--validation-dir)."
     environments = [environment for row in rows for environment in row.environments]
     if environments:
@@ -259,11 +259,11 @@ def _write_csv(path: Path, name: str, rows: Sequence[Row], last_epoch: Iterable[
         config, number = row.cell.config, row.cell.published
         record = {
             "preset": name,
-            "dataset": config.dataset,
-            "noise": config.noise,
-            "rate_percent": None if config.noise in ("none", "real") else 100 * config.rate,
-            "model": config.model,
-            "method": config.method,
+            "dataset": config.data.dataset,
+            "noise": config.labels.noise,
+            "rate_percent": None if config.labels.noise in ("none", "real") else 100 * config.labels.rate,
+            "model": config.network.model,
+            "method": config.optimizer.method,
             "setting": row.cell.setting,
             "published_best_percent": None if number is None else number.mean,
             "published_best_percent_std": None if number is None else number.std,
@@ -317,7 +317,7 @@ def _draw_dots(rows: Sequence[Row], title: str, stem: Path) -> list[Path]:
     for row in rows:
         label = ", ".join(filter(None, (_COLUMNS[column](row.cell) for column in columns)))
         measured = row.values.get(BEST)
-        panels.setdefault(row.cell.config.dataset, []).append(
+        panels.setdefault(row.cell.config.data.dataset, []).append(
             plots.Dot(
                 label,
                 row.cell.published and tuple(row.cell.published),
@@ -335,7 +335,7 @@ def _draw_curves(figure: presets.Figure, rows: Sequence[Row], title: str, stem: 
     for row in rows:
         apart = [_COLUMNS["data set"](row.cell), _COLUMNS["noise"](row.cell)]
         if figure.by:
-            apart.append(row.cell.setting if figure.by == "setting" else row.cell.config.model)
+            apart.append(row.cell.setting if figure.by == "setting" else row.cell.config.network.model)
         drawings.setdefault(tuple(apart), []).append(row)
     written = []
     for apart, group in drawings.items():

@@ -7,7 +7,6 @@ Hessian is a property of the network and the data, and the same samples are meas
 The eigenvalue is found by ARPACK's implicitly restarted Lanczos method, from products of the Hessian with vectors.
 """
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from jax.flatten_util import ravel_pytree
 
 from .. import config as configuration
 from .. import data, files
+from ..config import replace
 from ..data import streaming
 from ..errors import UserError, unknown_name
 from ..training import run
@@ -160,7 +160,7 @@ def of_run(
     trainer, prepared = run.restored(folder)
     dataset, network = prepared.dataset, trainer.state.networks[0]
     # Whatever the run computed in: a rounded product has other eigenvalues.
-    exact = dataclasses.replace(trainer.config, precision="float32")
+    exact = replace(trainer.config, precision="float32")
     functions = trainer.functions if exact == trainer.config else Trainer(exact, dataset).functions
     subset = dataset.train
     if samples < len(subset):
@@ -208,7 +208,7 @@ def measure(
       One record a run, and for every value of the setting `by` number, mean and standard deviation (n - 1; absent for
       one run) of the eigenvalue.
     """
-    settings = {folder: configuration.to_json(configuration.read(folder / "config.json")) for folder in folders}
+    settings = {folder: configuration.flat(configuration.read(folder / "config.json")) for folder in folders}
     for values in settings.values():
         if by not in values:
             raise unknown_name("setting", by, values)

@@ -1,11 +1,11 @@
 """Predictions on samples that the network did not train on: one run a fold, each with the configuration of a run."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from .. import config as configuration
+from ..config import replace
 from ..errors import UserError
 
 
@@ -16,14 +16,14 @@ def out_of_sample(folder: Path, folds: int) -> np.ndarray:
     settings, into `cross-validation-FOLDS/fold-0` and so on beside its results. Folds that are complete are read, one
     that was cut off goes on. A sample's probabilities are those of the last epoch.
     """
-    from ..training import run
+    from ..training import preparation, run
 
     config = configuration.read(folder / "config.json")
-    if config.folds is not None:
+    if config.data.folds is not None:
         raise UserError(f"{folder} is itself trained without a fold: cross-validate a run on its whole training set.")
     # The history of a fold is no part of what comes out.
     runs = {
-        folder / f"cross-validation-{folds}" / f"fold-{fold}": dataclasses.replace(
+        folder / f"cross-validation-{folds}" / f"fold-{fold}": replace(
             config, folds=folds, fold=fold, sample_history=False
         )
         for fold in range(folds)
@@ -32,7 +32,7 @@ def out_of_sample(folder: Path, folds: int) -> np.ndarray:
     for one, its_config in runs.items():
         configuration.check(its_config)
         configuration.check_same_run(its_config, one)
-    train = run.prepare(config).dataset.train
+    train = preparation.prepare(config).dataset.train
     probabilities: np.ndarray | None = None
     predicted_by = np.zeros(len(train), int)
     for one, its_config in runs.items():

@@ -1,6 +1,5 @@
 """Sharpness against dense Hessians and known spectra; what a run leaves behind."""
 
-import dataclasses
 import json
 
 import jax
@@ -10,7 +9,7 @@ import pytest
 
 from examples.noisy_images import cli, files
 from examples.noisy_images import config as configuration
-from examples.noisy_images.config import Config
+from examples.noisy_images.config import configure, replace
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.paper import sharpness
 from examples.noisy_images.training import run
@@ -129,7 +128,7 @@ def runs(npz, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "_optional", lambda write: None)
-        config = Config(
+        config = configure(
             dataset="npz",
             data_dir=str(npz(train=32, wrong=10)),
             noise="none",
@@ -141,7 +140,7 @@ def runs(npz, tmp_path_factory):
             rho=0.2,
         )
         for method, seed in (("sgd", 0), ("sgd", 1), ("sam", 0)):
-            run.train(dataclasses.replace(config, method=method, seed=seed), out / f"{method}{seed}")
+            run.train(replace(config, method=method, seed=seed), out / f"{method}{seed}")
     return out
 
 
@@ -192,7 +191,7 @@ def test_the_command_measures_runs_and_compares_methods(runs, tmp_path, capsys):
 
 def test_runs_that_cannot_be_measured(runs, tmp_path, capsys):
     files.write_json(tmp_path / "config.json", json.loads((runs / "sgd0" / "config.json").read_text()))
-    assert configuration.read(tmp_path / "config.json").method == "sgd"
+    assert configuration.read(tmp_path / "config.json").optimizer.method == "sgd"
     for arguments, message in (
         ((tmp_path,), "has no checkpoint yet; train it first"),
         ((runs / "nowhere",), "nowhere is not the folder of a run"),
