@@ -36,7 +36,7 @@ from examples.noisy_images.training import companions, run
 from examples.noisy_images.training.step import Images, State, epoch_order
 from examples.noisy_images.training.trainer import MATMUL_PRECISION
 
-PRECISIONS = configuration.CHOICES["precision"]
+PRECISIONS = configuration.PRECISIONS
 REFERENCE = "float64"
 
 # The paper's.

@@ -202,7 +202,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--precisions",
         nargs="+",
-        choices=configuration.CHOICES["precision"],
+        choices=configuration.PRECISIONS,
         metavar="PRECISION",
         help="of float32, tf32, bfloat16; a CPU has no TF32 (on CPUs float32, else bfloat16 float32 tf32)",
     )

@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser, sizes: Mapping[str, Any] = SIZE
     def default(field: str) -> str:
         return f"on CPUs {getattr(sizes['cpu'], field)}, else {getattr(sizes['gpu'], field)}"
 
-    models_known, precisions = sorted(models.MODELS), configuration.CHOICES["precision"]
+    models_known, precisions = sorted(models.MODELS), configuration.PRECISIONS
     parser.add_argument("--model", choices=models_known, help=f"network ({default('model')})")
     parser.add_argument("--width", type=command.positive, help=f"factor on channels ({default('width')})")
     parser.add_argument("--batch-size", type=command.at_least_one, help=f"images a step ({default('batch_size')})")

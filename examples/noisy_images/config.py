@@ -46,6 +46,8 @@ Count = Annotated[int, Range(1)]
 
 
 Kind = Literal["none", "symmetric", "asymmetric", "instance", "real"]
+Precision = Literal["float32", "tf32", "bfloat16"]
+PRECISIONS = typing.get_args(Precision)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Network:
     # 100 % are in float32 what they are in float64, 95 to 98 % in TF32 (emulated), 86 to 93 % in bfloat16; the update
     # is off by at most 0.2 %, by 3 to 9 % and by 6 to 17 %. Accuracies of three short runs differ by less than their
     # spread (benchmarks/README.md, precision).
-    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Compute precision; parameters, perturbation and statistics stay float32."""
 
 

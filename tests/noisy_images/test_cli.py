@@ -242,7 +242,7 @@ def test_training_needs_no_package_that_prepares_or_shows(npz, tmp_path, program
     assert "note: matplotlib is not installed" in done.stderr
     written = {path.name for path in (tmp_path / "run").iterdir()}
     assert written == {
-        *("config.json", "environment.json", "noise.json", "metrics.jsonl"),
+        *("config.json", "data.json", "environment.json", "noise.json", "metrics.jsonl"),
         *("checkpoints", "samples", "summary.json"),
     }
 

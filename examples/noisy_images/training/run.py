@@ -72,10 +72,10 @@ def train(config: Config, folder: Path, device_count: int | None = None) -> dict
         raise UserError(f"{folder} already holds a run: go on with `resume {folder}`, or choose another --name.")
     if (folder / "checkpoints").exists():
         raise UserError(f"{folder} holds checkpoints but no config.json: restore it, or choose another --name.")
-    # A run is found again from wherever it is looked for.
-    config = AS_STARTED.of(config)
     # Everything that can be wrong is found before the folder is made.
     prepared = prepare(config)
+    # The data is found again from wherever the run is gone on with.
+    config = AS_STARTED.of(config)
     trainer = Trainer(config, prepared.dataset, devices.mesh(device_count))
     # No process makes what another one has not looked for yet.
     launch.wait_for_others("checked")

@@ -73,7 +73,7 @@ def test_a_run_writes_one_folder(finished):
     folder, _, _ = finished
     written = {path.name for path in folder.iterdir()}
     assert written == {
-        *("config.json", "environment.json", "noise.json", "noise.png", "metrics.jsonl", "curves.png"),
+        *("config.json", "data.json", "environment.json", "noise.json", "noise.png", "metrics.jsonl", "curves.png"),
         *("tensorboard", "checkpoints", "samples", "summary.json"),
     }
     for name in ("noise.png", "curves.png"):
@@ -203,13 +203,13 @@ def test_the_subset_is_cut_before_the_noise_and_the_held_out_split_after(config)
         ({"dataset": "cifar"}, "unknown data set 'cifar': did you mean.*choose one of cifar10, cifar100, digits"),
         ({"rate": -0.5}, "--rate"),
         ({"subset": 10**6}, "choose a size from 1 to 1348"),
-        ({"subset": 0}, "choose a size from 1 to 1348"),
+        ({"subset": 0}, "--subset must be at least 1, got 0"),
         ({"holdout": 1.0}, "--holdout 1.0"),
         ({"holdout": 0.0001}, "--holdout 0.0001"),
         ({"noise": "real"}, "real noise needs --human-labels"),
         ({"batch_size": 1349, "holdout": 0.0}, "--batch-size 1349 is larger than the training set of 1348 images"),
-        ({"width": 0.0}, "width is 0.0"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"width": 0.0}, "--width must be above 0, got 0.0"),
+        ({"dropout": 1.0}, r"--dropout must be in \[0, 1\), got 1.0"),
         ({"alpha": float("nan")}, "alpha"),
     ],
 )
