@@ -83,6 +83,8 @@ class Config:
     # spread (benchmarks/README.md, precision).
     precision: str = "float32"
     """Compute precision: float32, tf32 or bfloat16; parameters, perturbation and statistics stay float32."""
+    convolution: str = "auto"
+    """Gradients of convolution kernels: auto (products of matrices on CPUs) or xla (XLA's own everywhere)."""
 
     # Method
     method: str = "saner"
@@ -186,6 +188,7 @@ CHOICES = {
     "padding": ("torch", "same"),
     "initialisation": ("torch", "flax"),
     "precision": ("float32", "tf32", "bfloat16"),
+    "convolution": ("auto", "xla"),
     "alpha_ramp_by": ("epoch", "step"),
     "asam_leaves": ("all", "weights"),
     "batch_norm_pass": ("unperturbed", "perturbed"),

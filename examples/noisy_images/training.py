@@ -375,6 +375,7 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
         dropout=config.dropout,
         rematerialise=config.rematerialise,
         dtype="bfloat16" if config.precision == "bfloat16" else "float32",
+        convolution=config.convolution,
     )
     optimizer = methods.create(config, spec.steps_per_epoch, spec.num_classes)
     graphdef = nnx.split(nnx.eval_shape(lambda: build(seed=0)), nnx.Param, nnx.BatchStat)[0]
