@@ -151,6 +151,8 @@ class Network:
     # spread (benchmarks/README.md, precision).
     precision: Precision = "float32"
     """Compute precision; parameters, perturbation and statistics stay float32."""
+    convolution: Literal["auto", "xla"] = "auto"
+    """Gradients of convolution kernels: auto (products of matrices on CPUs) or xla (XLA's own everywhere)."""
 
 
 @dataclasses.dataclass(frozen=True)
