@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..errors import UserError
-from .dataset import ImageFiles, Split
+from .dataset import Split
+from .image_files import ImageFiles, silence_pillow
 
 # An image is scaled until its shorter side is this much longer than the square cut out of it: 256 for 224.
 _RESIZE_RATIO = 256 / 224
@@ -148,6 +149,7 @@ class _Batches:
         return self.steps - self.start_step
 
     def __getitem__(self, number) -> tuple[np.ndarray, np.ndarray]:
+        silence_pillow()
         step = self.start_step + int(number)
         order = np.arange(len(self.files))
         if self.train:
