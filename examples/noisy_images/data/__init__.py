@@ -18,6 +18,7 @@ from .dataset import (
     stratified_split,
     stratified_subset,
 )
+from .identity import check_same_samples, fingerprint, fingerprints, identities
 
 __all__ = [
     "LOADERS",
@@ -25,6 +26,10 @@ __all__ = [
     "ImageFiles",
     "Source",
     "Split",
+    "check_same_samples",
+    "fingerprint",
+    "fingerprints",
+    "identities",
     "leave_out_fold",
     "load",
     "memory_bytes",

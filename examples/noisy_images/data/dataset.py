@@ -126,6 +126,8 @@ class Split:
       clean_labels: int32 (N,), the true labels; None when they are unknown.
       index: int64 (N,), each image's place in the source's own order.
       paths: The file of each image; None where images are not files of their own.
+      ids: The name of each sample that outlives its position, printable and unique; None where it is the index.
+      texts: What a page shows beside each sample; None where there is nothing.
     """
 
     images: np.ndarray | ImageFiles
@@ -133,6 +135,8 @@ class Split:
     clean_labels: np.ndarray | None
     index: np.ndarray
     paths: tuple[str, ...] | None = None
+    ids: tuple[str, ...] | None = None
+    texts: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -144,9 +148,21 @@ class Split:
 
     def take(self, positions: np.ndarray) -> "Split":
         """Return the samples at these positions, in this order."""
-        clean = None if self.clean_labels is None else self.clean_labels[positions]
-        paths = None if self.paths is None else tuple(self.paths[i] for i in positions)
-        return Split(self.images[positions], self.labels[positions], clean, self.index[positions], paths)
+
+        def at(values):
+            if values is None or isinstance(values, np.ndarray):
+                return values if values is None else values[positions]
+            return tuple(values[i] for i in positions)
+
+        return Split(
+            self.images[positions],
+            self.labels[positions],
+            at(self.clean_labels),
+            self.index[positions],
+            at(self.paths),
+            at(self.ids),
+            at(self.texts),
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import pathlib
 import zipfile
 
@@ -23,6 +24,7 @@ from .dataset import (
     shorten,
     stratified_positions,
 )
+from .identity import printable
 
 TEST_SHARE = 0.2
 # Images that all have one size, and fewer bytes than this when decoded, are kept in memory.
@@ -107,7 +109,8 @@ def load_folder(source: Source) -> Dataset:
         images = every[kept]
     index = np.where(kept < count, kept, kept - count)
     whole = make_split(images, np.asarray(labels, np.int32)[kept], clean=False, index=index)
-    whole = dataclasses.replace(whole, paths=tuple(files[i] for i in kept))
+    names = tuple(printable(pathlib.Path(os.path.relpath(files[i], root)).as_posix()) for i in kept)
+    whole = dataclasses.replace(whole, paths=tuple(files[i] for i in kept), ids=names)
     train = whole.take(np.flatnonzero(kept < count))
     if test_root is not None:
         test = whole.take(np.flatnonzero(kept >= count))

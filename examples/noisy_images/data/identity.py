@@ -1,0 +1,281 @@
+"""Which sample is which, and whether it is still the same: names and contents of samples, whatever their order.
+
+A sample's identity is a name that outlives the order in which a folder is listed; its fingerprint is a hash of its
+content. A run keeps both for all its samples, so that it can say later what has changed.
+"""
+
+import base64
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ..errors import UserError
+from .dataset import Dataset, ImageFiles, Split, shorten, write_cached_arrays
+
+VERSION = 1
+_HASH_BYTES = 8
+# Of each sample a run keeps this much of its hash, enough to name it; the digest of all is of whole hashes.
+_KEPT_BYTES = 4
+
+
+def identities(split: Split) -> list[str]:
+    """Return a stable name of every sample, unique in its data set's split and printable.
+
+    It is the path relative to the data's root in POSIX form, an `.npz` file's own id, or the index in the source's
+    order as text.
+    """
+    if split.ids is not None:
+        return list(split.ids)
+    return [str(index) for index in split.index]
+
+
+def fingerprints(split: Split, cache: str | os.PathLike | None = None) -> list[str]:
+    """Return 16 hexadecimal digits of every sample's content, which depend on neither its order nor its label.
+
+    The content is that of the file where a sample is a file, else its pixels or features with their shape and type.
+
+    Args:
+      split: The samples.
+      cache: A file that keeps what has been hashed: a file whose size, times and inode are those of the last time is
+        not read again. It is written as well; None reads every file.
+
+    Raises:
+      UserError: A file cannot be read.
+    """
+    return [f"{value:016x}" for value in _contents(split, cache)]
+
+
+def fingerprint(dataset: Dataset, cache: str | os.PathLike | None = None) -> dict:
+    """Return what identifies the samples of both splits, in values that JSON can hold.
+
+    Per split `samples`, their number; `digest`, a hash of all identities, contents and source labels that does not
+    depend on their order; and `identities`, `contents` and `labels`, compressed, so that `check_same_samples` can name
+    what has changed.
+    """
+    return {
+        "version": VERSION,
+        "class_names": list(dataset.class_names),
+        "splits": {
+            "train": _split_fingerprint(dataset.train, cache),
+            "test": _split_fingerprint(dataset.test, cache),
+        },
+    }
+
+
+def check_same_samples(
+    stored: dict,
+    dataset: Dataset,
+    *,
+    splits: Sequence[str] = ("train", "test"),
+    cache: str | os.PathLike | None = None,
+) -> None:
+    """Raise an error that names what has changed unless a data set has the samples that `fingerprint` saw.
+
+    Args:
+      stored: What `fingerprint` returned when the run began.
+      dataset: The data set as it is now.
+      splits: The splits that have to be the same.
+      cache: As for `fingerprints`.
+
+    Raises:
+      UserError: Samples are new, gone, or have another content or label, or the classes are others.
+    """
+    if stored.get("version") != VERSION:
+        raise UserError(
+            f"the run's fingerprint of its samples has version {stored.get('version')!r}, not {VERSION}: go on with "
+            "the version of the program that wrote it."
+        )
+    changes = []
+    for split in splits:
+        now = _split_fingerprint(getattr(dataset, split), cache)
+        was = stored["splits"][split]
+        if now["digest"] != was["digest"]:
+            changes += [f"{change} in the {split} set" for change in _differences(was, now)]
+    if not changes and list(dataset.class_names) != list(stored["class_names"]):
+        changes = [f"the classes are {shorten(dataset.class_names)} and were {shorten(stored['class_names'])}"]
+    if changes:
+        raise UserError(f"the data is not that of the run: {'; '.join(changes)}. Restore it, or start a new run.")
+
+
+def by_identity(split: Split, seed: int) -> np.ndarray:
+    """Return the positions of the samples in a random order in which each one's place depends on its identity alone.
+
+    A sample that is added or taken away leaves the order of the others as it was.
+    """
+    keys = [
+        hashlib.blake2b(name.encode(), digest_size=8, key=str(seed).encode()).digest() for name in identities(split)
+    ]
+    return np.asarray(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+
+
+# --- names that can be printed ------------------------------------------------------------------------------------
+
+_ESCAPE = re.compile(r"\\\\|\\x[0-9a-f]{2}|\\u[0-9a-f]{4}")
+
+
+def printable(name: str) -> str:
+    r"""Return a file's name in a form that every encoding of Unicode can write; `original` gives the name back.
+
+    A byte that is not UTF-8, which Python holds as a lone surrogate, becomes `\xNN`; control characters and line
+    separators become `\uNNNN`, and a backslash is doubled.
+
+    >>> print(printable("caf\udce9.png"))
+    caf\xe9.png
+    """
+    # Nearly all names need no second look.
+    return name if name.isprintable() and "\\" not in name else "".join(map(_escaped, name))
+
+
+def original(name: str) -> str:
+    r"""Return the file's name that `printable` was given.
+
+    >>> original(printable("caf\udce9.png")) == "caf\udce9.png"
+    True
+    """
+    return _ESCAPE.sub(lambda match: _unescaped(match.group()), name)
+
+
+def _escaped(letter: str) -> str:
+    if letter == "\\":
+        return "\\\\"
+    if "\udc80" <= letter <= "\udcff":
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
+        return f"\\u{ord(letter):04x}"
+    return letter
+
+
+def _unescaped(code: str) -> str:
+    if code == "\\\\":
+        return "\\"
+    number = int(code[2:], 16)
+    return chr(number + 0xDC00 if code[1] == "x" else number)
+
+
+# --- contents -----------------------------------------------------------------------------------------------------
+
+
+def _contents(split: Split, cache: str | os.PathLike | None) -> np.ndarray:
+    """Return the hash of every sample's content, uint64 (N,)."""
+    if split.paths is None and not isinstance(split.images, ImageFiles):
+        return np.fromiter(map(_hash_array, split.images), np.uint64, len(split))
+    files = split.images if isinstance(split.images, ImageFiles) else ImageFiles(split.paths)
+    if cache is None or files.archive is not None:
+        return _hash_files(files, range(len(files)))
+    stamps = np.fromiter(map(_stamp, files.paths), np.uint64, len(files))
+    known = _read_cache(cache)
+    values = np.fromiter((known.get(int(stamp), 0) for stamp in stamps), np.uint64, len(files))
+    unknown = np.flatnonzero([int(stamp) not in known for stamp in stamps])
+    if len(unknown):
+        values[unknown] = _hash_files(files, unknown)
+        known |= zip(map(int, stamps), map(int, values), strict=True)
+        table = np.array(list(known.items()), np.uint64).reshape(-1, 2)
+        write_cached_arrays(pathlib.Path(cache), {"stamps_and_contents": table})
+    return values
+
+
+def _hash(*parts: bytes) -> int:
+    digest = hashlib.blake2b(digest_size=_HASH_BYTES)
+    for part in parts:
+        digest.update(part)
+    return int.from_bytes(digest.digest(), "big")
+
+
+def _hash_array(values: np.ndarray) -> int:
+    return _hash(f"{values.dtype.str}{values.shape}".encode(), np.ascontiguousarray(values).data)
+
+
+def _hash_files(files: ImageFiles, positions: Iterable[int]) -> np.ndarray:
+    def read(position: int) -> int:
+        try:
+            return _hash(files.read(position))
+        except OSError as error:
+            raise UserError(
+                f"cannot read {printable(files.paths[position])!r} ({error.strerror}): restore it, or start a new run."
+            ) from error
+
+    positions = list(positions)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return np.fromiter(pool.map(read, positions), np.uint64, len(positions))
+
+
+def _stamp(path: str) -> int:
+    # The time of the last change of the inode cannot be set back, so no file takes another's place unseen.
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return 0
+    values = (path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return _hash(repr(values).encode())
+
+
+def _read_cache(path: str | os.PathLike) -> dict[int, int]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {int(stamp): int(value) for stamp, value in archive["stamps_and_contents"]}
+    # A cache that is missing or damaged is no cache.
+    except Exception:
+        return {}
+
+
+# --- what a run keeps ---------------------------------------------------------------------------------------------
+
+
+def _split_fingerprint(split: Split, cache: str | os.PathLike | None) -> dict:
+    names = identities(split)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    names = [names[i] for i in order]
+    contents = _contents(split, cache)[order]
+    labels = np.stack([split.labels, split.labels if split.clean_labels is None else split.clean_labels])[:, order]
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (json.dumps(names).encode(), contents.astype(">u8").tobytes(), labels.astype(">i4").tobytes()):
+        digest.update(part)
+    kept = (contents >> np.uint64(8 * (_HASH_BYTES - _KEPT_BYTES))).astype(">u4")
+    return {
+        "samples": len(split),
+        "digest": digest.hexdigest(),
+        "identities": _pack(json.dumps(names).encode()),
+        "contents": _pack(kept.tobytes()),
+        "labels": _pack(labels.astype(">i4").tobytes()),
+    }
+
+
+def _differences(was: dict, now: dict) -> list[str]:
+    """Return in words what is new, gone and changed, each with the first names."""
+    before, after = _samples(was), _samples(now)
+    changes = {
+        "new": [name for name in after if name not in before],
+        "gone": [name for name in before if name not in after],
+    }
+    both = [name for name in before if name in after]
+    changes["changed"] = [name for name in both if before[name][0] != after[name][0]]
+    changes["labelled otherwise"] = [name for name in both if before[name][1] != after[name][1]]
+    return [
+        f"{len(names):,} {'sample is' if len(names) == 1 else 'samples are'} {how} ({shorten(names)})"
+        for how, names in changes.items()
+        if names
+    ] or ["some sample is changed"]
+
+
+def _samples(kept: dict) -> dict[str, tuple[int, tuple[int, int]]]:
+    """Return identity -> content and labels."""
+    names = json.loads(_unpack(kept["identities"]))
+    contents = np.frombuffer(_unpack(kept["contents"]), ">u4").tolist()
+    labels = np.frombuffer(_unpack(kept["labels"]), ">i4").reshape(2, -1).T.tolist()
+    return {name: (content, tuple(pair)) for name, content, pair in zip(names, contents, labels, strict=True)}
+
+
+def _pack(values: bytes) -> str:
+    return base64.b85encode(zlib.compress(values)).decode()
+
+
+def _unpack(text: str) -> bytes:
+    return zlib.decompress(base64.b85decode(text))
