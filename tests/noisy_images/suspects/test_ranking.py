@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from examples.noisy_images import cli, data
 from examples.noisy_images.config import configure, replace
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.measures import plots, sample_history
-from examples.noisy_images.suspects import ranking
+from examples.noisy_images.suspects import ranking, scores, suspicion
 from examples.noisy_images.training import run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -57,7 +58,7 @@ def example():
 
 
 def rank(histories, train, score="mean_loss", out_of_sample=()):
-    return ranking.make_ranking(histories, out_of_sample, score, train, ("a", "b", "c"))
+    return suspicion.from_histories(histories, out_of_sample, score, train, ("a", "b", "c"))
 
 
 # --- order --------------------------------------------------------------------------------------------------------
@@ -108,9 +109,9 @@ def test_quality_is_that_of_scikit_learn():
     losses = rng.random((4, 200)) + 0.5 * wrong
     one = history(losses, rng.integers(0, 3, (4, 200)), labels, clean)
     result = rank([one], split(labels, clean))
-    measured = ranking.quality(result)
+    measured = suspicion.quality(result)
     assert measured["wrong"] == wrong.sum() and measured["samples"] == 200
-    for name, measure in ranking.SCORES.items():
+    for name, measure in scores.SCORES.items():
         assert measured["scores"][name]["auc"] == pytest.approx(roc_auc_score(wrong, measure(one)))
     first = np.zeros(200, bool)
     first[result.order[: wrong.sum()]] = True
@@ -122,21 +123,21 @@ def test_quality_is_that_of_scikit_learn():
 
 def test_precision_with_ties_is_the_mean_over_random_orders():
     wrong = np.array([True, False, True, False, False, True])
-    assert ranking.precision(wrong, np.ones(6)) == 0.5
+    assert suspicion.precision(wrong, np.ones(6)) == 0.5
     # Two above the border, one of them wrong; then one of three, one of which is wrong.
-    assert ranking.precision(wrong, np.array([3, 3, 2, 2, 2, 1])) == pytest.approx((1 + 1 / 3) / 3)
+    assert suspicion.precision(wrong, np.array([3, 3, 2, 2, 2, 1])) == pytest.approx((1 + 1 / 3) / 3)
     rng = np.random.default_rng(0)
     wrong, values = rng.random(40) < 0.4, rng.integers(0, 4, 40)
     count = wrong.sum()
     orders = [wrong[np.lexsort((rng.random(40), -values))[:count]].mean() for _ in range(4000)]
-    assert ranking.precision(wrong, values) == pytest.approx(np.mean(orders), abs=0.01)
+    assert suspicion.precision(wrong, values) == pytest.approx(np.mean(orders), abs=0.01)
 
 
 @pytest.mark.parametrize("clean", [None, [0, 1, 2, 0, 1], [1, 2, 0, 1, 2]], ids=["unknown", "none", "all"])
 def test_no_quality_without_right_and_wrong_labels(example, clean):
     one, train = example
     clean = None if clean is None else np.asarray(clean, np.int32)
-    assert ranking.quality(rank([one], dataclasses.replace(train, clean_labels=clean))) is None
+    assert suspicion.quality(rank([one], dataclasses.replace(train, clean_labels=clean))) is None
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -150,9 +151,11 @@ def read_csv(path):
 def test_the_csv_comes_back(example, tmp_path):
     one, train = example
     names = ('a, "quoted"', "b\nb", "ç")
-    paths = tuple(f"folder/{name}, 1.png" for name in "vwxyz")
-    result = ranking.make_ranking([one], [], "mean_loss", dataclasses.replace(train, paths=paths), names)
-    ranking.write_csv(result, tmp_path / "ranking.csv")
+    paths = tuple(str(tmp_path / f"{name}, 1.png") for name in "vwxyz")
+    for path in paths:
+        Path(path).write_text(path)
+    result = suspicion.from_histories([one], [], "mean_loss", dataclasses.replace(train, paths=paths), names)
+    suspicion.write_csv(result, tmp_path / "ranking.csv")
     lines = read_csv(tmp_path / "ranking.csv")
     assert [int(line["rank"]) for line in lines] == [1, 2, 3, 4, 5]
     assert [int(line["index"]) for line in lines] == [30, 40, 10, 20, 0]
@@ -168,7 +171,7 @@ def test_the_csv_comes_back(example, tmp_path):
 
 def test_the_csv_without_truth_and_files(example, tmp_path):
     one, train = example
-    ranking.write_csv(rank([one], dataclasses.replace(train, clean_labels=None)), tmp_path / "ranking.csv")
+    suspicion.write_csv(rank([one], dataclasses.replace(train, clean_labels=None)), tmp_path / "ranking.csv")
     columns = read_csv(tmp_path / "ranking.csv")[0].keys()
     assert not {"file", "true_label", "true_name", "is_wrong"} & columns
     assert {"given_label", "suggested_name", *ranking.SCORES} <= columns
@@ -234,7 +237,8 @@ def test_wrong_digits_are_found(two_seeds, capsys):
     cli.main(["rank", str(two_seeds[0]), "--top", "5"])
     output = two_seeds[0] / "ranking"
     assert {path.name for path in output.iterdir()} == {
-        *("ranking.csv", "suspects.png", "labels.npy", "pred_probs_in_sample.npy", "quality.json")
+        *("ranking.csv", "suspects.png", "labels.npy", "pred_probs_in_sample.npy", "quality.json"),
+        *("estimate.json", "index.html", "pages"),
     }
     measured = json.loads((output / "quality.json").read_text())
     assert measured["wrong"] == 180 and measured["runs"] == [str(two_seeds[0])]
