@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
+import io
 import os
+import signal
 import sys
 import typing
 import warnings
@@ -13,7 +16,18 @@ from typing import Any, Literal
 
 import tyro
 
-from .config import PAPER, PROTOCOLS, USUAL_PROTOCOLS, Circumstances, Config, Protocol, replace, run_name
+from .config import (
+    AS_STARTED,
+    PAPER,
+    PROTOCOLS,
+    USUAL_PROTOCOLS,
+    Circumstances,
+    Config,
+    Protocol,
+    Whereabouts,
+    replace,
+    run_name,
+)
 from .errors import Interrupted, UserError, unknown_name
 from .paper import comparison, presets
 from .paper.presets import Scale, Selection
@@ -67,7 +81,7 @@ def train(
     Args:
         config: The run.
         protocol: Named protocol that the options change: that of the data set (auto), or one by name.
-        seeds: Several training seeds, one run each; overrides --seed.
+        seeds: Several training seeds, one run each; overrides --seed. Complete runs are left, cut-off ones go on.
         name: Folder of the run; made from all settings that are not the paper's if not given.
         out: Folder of all runs.
         launch: Where it is computed.
@@ -80,33 +94,44 @@ def train(
     for seed in seeds or (config.seed,):
         one = replace(config, seed=seed)
         folder = out / (run_name(one) if name is None else name if not seeds else f"{name}-seed{seed}")
-        show_summary(run.train(one, folder, launch.devices), folder)
+        # Of several runs the same command goes on with what was cut off; a single one is not taken for another.
+        show_summary((run.run_one if seeds else run.train)(one, folder, launch.devices), folder)
 
 
-def resume(folder: tyro.conf.Positional[Path], launch: Options[Launch] = HERE) -> None:
+def resume(
+    folder: tyro.conf.Positional[Path],
+    whereabouts: Options[Whereabouts] = AS_STARTED,
+    launch: Options[Launch] = HERE,
+) -> None:
     """Go on with a run that was stopped, from its newest checkpoint.
 
     Args:
         folder: Folder of the run.
+        whereabouts: Where it finds its files now, if elsewhere than when it was started.
         launch: Where it is computed, which may be elsewhere than it was.
     """
     join(launch)
     from .training import run
 
-    show_summary(run.resume(folder, launch.devices), folder)
+    show_summary(run.resume(folder, launch.devices, whereabouts), folder)
 
 
-def evaluate(folder: tyro.conf.Positional[Path], launch: Options[Launch] = HERE) -> None:
+def evaluate(
+    folder: tyro.conf.Positional[Path],
+    whereabouts: Options[Whereabouts] = AS_STARTED,
+    launch: Options[Launch] = HERE,
+) -> None:
     """Measure a run's newest checkpoint on all its sets.
 
     Args:
         folder: Folder of the run.
+        whereabouts: Where it finds its files now, if elsewhere than when it was started.
         launch: Where it is computed.
     """
     join(launch)
     from .training import run
 
-    values = run.evaluate(folder, launch.devices)
+    values = run.evaluate(folder, launch.devices, whereabouts)
     for metric, value in values.items() if is_first() else ():
         print(f"{metric:>24}  {value:.4f}" if isinstance(value, float) else f"{metric:>24}  {value}")
 
@@ -183,6 +208,7 @@ def rank(
     score: str = "mean_loss",
     top: int = 64,
     cross_validate: int | None = None,
+    whereabouts: Options[Whereabouts] = AS_STARTED,
 ) -> None:
     """Rank a run's training samples by how likely their given label is wrong.
 
@@ -193,13 +219,14 @@ def rank(
             out_of_sample_loss.
         top: Number of images on the contact sheet.
         cross_validate: Number of folds to train, for probabilities of samples that the network never saw.
+        whereabouts: Where the runs find their files now, if elsewhere than when they were started.
     """
     from .suspects import ranking
 
     if not folders:
         raise UserError("there is nothing to rank: give the folder of a run, or of several.")
     output = output or folders[0] / "ranking"
-    ranking.show(ranking.rank(folders, output, score, top, cross_validate), output)
+    ranking.show(ranking.rank(folders, output, score, top, cross_validate, whereabouts), output)
 
 
 def sharpness(
@@ -209,6 +236,7 @@ def sharpness(
     tolerance: float = 1e-3,
     by: str = "method",
     output: Path | None = None,
+    whereabouts: Options[Whereabouts] = AS_STARTED,
 ) -> None:
     """Measure the sharpness of runs: the largest eigenvalue of the Hessian of the training loss.
 
@@ -222,11 +250,14 @@ def sharpness(
         tolerance: Relative accuracy of the eigenvalue.
         by: Setting that labels the runs whose mean and spread are taken: method, alpha or any other.
         output: File for the tables as Markdown; nowhere if not given.
+        whereabouts: Where the runs find their files now, if elsewhere than when they were started.
     """
     from . import files
     from .paper import sharpness as measuring
 
-    rows, groups = measuring.measure(folders, samples=samples, seed=seed, tolerance=tolerance, by=by)
+    rows, groups = measuring.measure(
+        folders, samples=samples, seed=seed, tolerance=tolerance, by=by, whereabouts=whereabouts
+    )
     tables = measuring.markdown(rows, groups, by)
     print(tables, end="")
     if output is not None:
@@ -298,6 +329,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
     "list": list_names,
 }
+# Faults of the machine rather than of the program: a full disk, a quota, a folder that cannot be written.
+OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 # Those whose options are settings of a configuration.
 CONFIGURED = ("compare", "train", "noise")
 
@@ -309,6 +342,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments.insert(0, "compare")
     # What the data room found wrong but could leave out is a note to the user, not a line of this program's source.
     warnings.showwarning = lambda message, category, *where: print(f"note: {message}", file=sys.stderr)
+    # A name that the terminal cannot show must not end a run.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         keep_compiled_programs()
         config = asked_protocol(arguments)
@@ -326,6 +363,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
     except UserError as error:
         sys.exit(_say(f"error: {error}", 2))
+    except BrokenPipeError:
+        # Whoever read the output has ended. Nothing more can be said, not even by Python as it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in OUTSIDE:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        sys.exit(_say(f"error: cannot write{where} ({error.strerror}): what was written before is kept.", 1))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted.", 130))
     except Interrupted as error:

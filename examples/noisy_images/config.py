@@ -309,6 +309,31 @@ def configure(**settings: Any) -> Config:
     return replace(Config(), **settings)
 
 
+@dataclasses.dataclass(frozen=True)
+class Whereabouts:
+    """Where a run finds its files now, if elsewhere than when it was started."""
+
+    data_dir: Path | None = None
+    """Folder or file of the data."""
+    validation_dir: Path | None = None
+    """Mini-WebVision only: ImageNet's validation folder."""
+    human_labels: Path | None = None
+    """Published file of human labels."""
+    workers: int | None = None
+    """Processes that decode streamed images; 0 decodes in the training process."""
+
+    def of(self, config: Config) -> Config:
+        """Return a configuration with these in place of its own, its paths absolute."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        circumstances = dataclasses.replace(config.circumstances, **given)
+        paths = {name: getattr(circumstances, name) for name in ("data_dir", "validation_dir", "human_labels")}
+        absolute = {name: str(Path(path).expanduser().absolute()) for name, path in paths.items() if path is not None}
+        return dataclasses.replace(config, circumstances=dataclasses.replace(circumstances, **absolute))
+
+
+AS_STARTED = Whereabouts()
+
+
 # The paper's protocol for ResNet-18 on CIFAR-10.
 PAPER = Config()
 # The protocol of the default comparison: the same for every method, so that only the method differs. The network is

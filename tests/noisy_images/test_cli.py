@@ -1,8 +1,11 @@
 """The command line: sub-commands, their help, and errors of one line."""
 
+import errno
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -18,7 +21,7 @@ from examples.noisy_images.suspects import ranking
 from examples.noisy_images.training import epochs, methods, run
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("compare", *cli.COMMANDS)
+COMMANDS = tuple(cli.COMMANDS)
 
 
 @pytest.fixture(autouse=True)
@@ -269,3 +272,48 @@ def test_a_whole_session(start, npz, tmp_path, until):
     shown = dict(line.split() for line in process.stdout.splitlines())
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert float(shown["test_accuracy"]) == np.round(last["test_accuracy"], 4) and shown["epoch"] == "2"
+
+
+def test_a_copy_under_another_name_trains(tmp_path, npz, program_environment):
+    """The folder is a program of its own: nothing inside names the place that it lies at."""
+    shutil.copytree(ROOT / "examples" / "noisy_images", tmp_path / "forked", ignore=shutil.ignore_patterns("results"))
+    options = f"train --protocol paper --dataset npz --data-dir {npz()} --noise none --model mlp --width 0.02"
+    command = [sys.executable, "-m", "forked", *options.split(), "--batch-size", "8", "--epochs", "1", "--name", "mine"]
+    done = subprocess.run(command, cwd=tmp_path, env=program_environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    environment = json.loads((tmp_path / "runs" / "mine" / "environment.json").read_text())
+    assert environment["command"].startswith("python -m forked train ")
+    sources = [path.read_text() for path in (tmp_path / "forked").rglob("*.py")]
+    assert not any("from examples" in text or "import examples" in text for text in sources)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_disk_that_takes_no_more_is_one_line(number, fails, monkeypatch):
+    def full(config, folder, devices):
+        raise OSError(number, os.strerror(number), "runs/x/metrics.jsonl")
+
+    monkeypatch.setattr(run, "train", full)
+    line = fails("train", *SMALL, status=1)
+    assert line.startswith(f"error: cannot write runs/x/metrics.jsonl ({os.strerror(number)})")
+
+
+def test_a_reader_that_has_ended_is_no_traceback(program_environment):
+    command = f"{sys.executable} -m examples.noisy_images list | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=program_environment | {"PYTHONUNBUFFERED": "1"}, capture_output=True
+    )
+    assert done.returncode in (0, 128 + signal.SIGPIPE) and done.stderr == b""
+
+
+def test_a_terminal_that_cannot_show_a_name(program_environment, tmp_path):
+    labels = np.arange(8) % 2
+    np.savez(tmp_path / "d.npz", images=np.zeros((8, 4, 4), np.uint8), labels=labels, class_names=["猫", "犬"])
+    options = f"train --protocol paper --dataset npz --data-dir {tmp_path / 'd.npz'} --noise none --model mlp"
+    command = [sys.executable, "-m", "examples.noisy_images", *options.split(), "--width", "0.02", "--batch-size", "4"]
+    done = subprocess.run(
+        [*command, "--epochs", "1", "--out", str(tmp_path)],
+        cwd=ROOT,
+        env=program_environment | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr

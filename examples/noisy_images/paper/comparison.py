@@ -1,8 +1,7 @@
 """Several methods and seeds under one protocol: runs, then a table and a figure."""
 
 import json
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from .. import config as configuration
 from .. import files
 from ..config import Config, replace
 from ..errors import UserError, unknown_name
+from ..measures import tables
 from ..training import launch
 
 COLUMNS = {
@@ -73,7 +73,7 @@ def report(folder: Path, method_names: Sequence[str], seeds: Sequence[int]) -> d
         for name in method_names
     }
     summaries = {name: [read_summary(folder / f"{name}-seed{seed}") for seed in seeds] for name in method_names}
-    table = {name: spread(values) for name, values in summaries.items()}
+    table = {name: tables.spreads(values, COLUMNS) for name, values in summaries.items()}
     result = {"environment": environment.environment(), "seeds": list(seeds), "table": table, "summaries": summaries}
     files.write_json(folder / "comparison.json", result)
     files.write_text(folder / "table.md", markdown(table))
@@ -128,38 +128,21 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
-def spread(runs: Sequence[Mapping[str, Any]], names: Iterable[str] = COLUMNS) -> dict[str, dict[str, float]]:
-    """Return mean and standard deviation over seeds (n - 1; absent for one seed) of every number that runs have."""
-    result = {}
-    for name in names:
-        values = [one[name] for one in runs if name in one]
-        if values:
-            result[name] = {"mean": statistics.fmean(values)}
-            if len(values) > 1:
-                result[name]["std"] = statistics.stdev(values)
-    return result
-
-
-def cell(value: Mapping[str, float] | None, digits: int = 1) -> str:
-    """Return a mean and its spread in percent."""
-    if value is None:
-        return ""
-    spread = f" ± {100 * value['std']:.{digits}f}" if "std" in value else ""
-    return f"{100 * value['mean']:.{digits}f}{spread}"
-
-
-def markdown(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def markdown(table: Mapping[str, Mapping[str, tables.Spread]]) -> str:
     """Return the table as Markdown, in percent; columns that no method has are left out."""
-    columns = [c for c in COLUMNS if any(c in row for row in table.values())]
-    lines = ["| method | " + " | ".join(COLUMNS[c] for c in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(cell(row.get(c)) for c in columns) + " |" for name, row in table.items()]
-    return "\n".join(lines) + "\n"
+    columns = _columns(table)
+    body = [[name, *(tables.percent(row.get(c)) for c in columns)] for name, row in table.items()]
+    return tables.markdown(["method", *(COLUMNS[c] for c in columns)], body)
+
+
+def _columns(table: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [c for c in COLUMNS if any(c in row for row in table.values())]
 
 
 def show(result: Mapping[str, Any], folder: Path) -> None:
     """Print the table to the terminal."""
     table = result["table"]
-    columns = [c for c in COLUMNS if any(c in row for row in table.values())]
+    columns = _columns(table)
     try:
         from rich.console import Console
         from rich.table import Table
@@ -171,6 +154,6 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
         for column in columns:
             out.add_column(COLUMNS[column], justify="right")
         for name, row in table.items():
-            out.add_row(name, *(cell(row.get(c)) for c in columns))
+            out.add_row(name, *(tables.percent(row.get(c)) for c in columns))
         Console().print(out)
     print(f"table, figure and runs: {folder}")

@@ -21,7 +21,7 @@ from typing import Any
 from .. import files
 from ..config import run_name
 from ..errors import UserError
-from ..measures import plots
+from ..measures import plots, tables
 from . import comparison, presets, runs
 from .presets import PUBLISHED_SEEDS, Cell, Published, Scale, Selection
 
@@ -94,13 +94,18 @@ def write(name: str, selection: Selection, scale: Scale, out: Path, output: Path
 
     pictures = _draw_curves(figure, rows, title, stem) if figure else _draw_dots(rows, title, stem)
     header, body, common = _table(rows)
-    text = [f"# {title}", *([common] if common else []), _explained(selection, rows), markdown(header, body)]
+    text = [
+        f"# {title}",
+        *([common] if common else []),
+        _explained(selection, rows),
+        tables.markdown(header, body).rstrip(),
+    ]
     if figure:
         columns = [metric for metric in last_epoch if any(metric in row.values for row in rows)]
         if columns:
             text += [
                 "Last epoch (shares and accuracies in percent):",
-                markdown(*_last_epoch_table(rows, columns)),
+                tables.markdown(*_last_epoch_table(rows, columns)).rstrip(),
             ]
     text += [f"![{title}]({picture.name})" for picture in pictures]
     text += _left_out(rows)
@@ -130,8 +135,8 @@ def read(cell: Cell, seeds: Iterable[int], out: Path, last_epoch: Iterable[str] 
             environments.append(json.loads((folder / "environment.json").read_text()))
         elif state is runs.State.CUT_OFF:
             others[folder.name] = "cut off"
-    values = comparison.spread(summaries, (BEST, LAST))
-    values |= comparison.spread([history[-1] for history in histories], last_epoch)
+    values = tables.spreads(summaries, (BEST, LAST))
+    values |= tables.spreads([history[-1] for history in histories], last_epoch)
     return Row(cell, histories, values, environments, sum(s["seconds"] for s in summaries), others)
 
 
@@ -170,11 +175,11 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], str]:
         [
             *(_COLUMNS[column](row.cell) for column in columns),
             _published(row.cell.published),
-            comparison.cell(row.values.get(BEST), digits=2),
+            tables.percent(row.values.get(BEST), digits=2),
             str(row.seeds) if row.seeds else "",
             "" if row.difference is None else f"{row.difference:+.2f}",
             _marked(row),
-            comparison.cell(row.values.get(LAST), digits=2),
+            tables.percent(row.values.get(LAST), digits=2),
         ]
         for row in rows
     ]
@@ -212,14 +217,8 @@ def _last_epoch_table(rows: Sequence[Row], metrics: Sequence[str]) -> tuple[list
 
 def _in_its_unit(metric: str, value: Mapping[str, float] | None) -> str:
     if value is None or plots.axis_of(metric).percent:
-        return comparison.cell(value, digits=2)
-    return f"{value['mean']:.3f}" + (f" ± {value['std']:.3f}" if "std" in value else "")
-
-
-def markdown(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return tables.percent(value, digits=2)
+    return tables.number(value, ".3f")
 
 
 def _explained(selection: Selection, rows: Sequence[Row]) -> str:
@@ -294,7 +293,7 @@ def _show(title: str, header: Sequence[str], body: Sequence[Sequence[str]], rows
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        print(title, markdown(header, body), sep="\n\n")
+        print(title, tables.markdown(header, body), sep="\n\n")
     else:
         out = Table(title=title, box=box.SIMPLE_HEAD)
         for column in header:

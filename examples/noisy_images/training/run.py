@@ -15,7 +15,6 @@ sharpness.json    written by the command `sharpness`
 """
 
 import contextlib
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 from .. import config as configuration
 from .. import files
-from ..config import Config
+from ..config import AS_STARTED, Config, Whereabouts
 from ..data import identity
 from ..errors import UserError
 from ..measures import metrics
@@ -33,31 +32,6 @@ from .environment import environment
 from .epochs import measure, train_to_the_end
 from .preparation import Prepared, prepare
 from .trainer import Trainer
-
-
-@dataclasses.dataclass(frozen=True)
-class Whereabouts:
-    """Where a run finds its files now, if elsewhere than when it was started."""
-
-    data_dir: Path | None = None
-    """Folder or file of the data."""
-    validation_dir: Path | None = None
-    """Mini-WebVision only: ImageNet's validation folder."""
-    human_labels: Path | None = None
-    """Published file of human labels."""
-    workers: int | None = None
-    """Processes that decode streamed images; 0 decodes in the training process."""
-
-    def of(self, config: Config) -> Config:
-        """Return a configuration with these in place of its own, its paths absolute."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        circumstances = dataclasses.replace(config.circumstances, **given)
-        paths = {name: getattr(circumstances, name) for name in ("data_dir", "validation_dir", "human_labels")}
-        absolute = {name: str(Path(path).expanduser().absolute()) for name, path in paths.items() if path is not None}
-        return dataclasses.replace(config, circumstances=dataclasses.replace(circumstances, **absolute))
-
-
-AS_STARTED = Whereabouts()
 
 
 def train(config: Config, folder: Path, device_count: int | None = None) -> dict[str, Any]:
@@ -88,6 +62,7 @@ def train(config: Config, folder: Path, device_count: int | None = None) -> dict
         if launch.is_first():
             files.write_json(folder / "environment.json", environment(trainer.mesh))
             files.write_json(folder / "data.json", identity.fingerprint(prepared.samples))
+            print(prepared.samples.description, flush=True)
             if prepared.audit is not None:
                 print(f"{folder.name}: {prepared.audit.summary()}", flush=True)
                 _optional(lambda: prepared.audit.save(folder))

@@ -123,6 +123,7 @@ class Trainer:
                 start_step=done,
                 workers=self.config.circumstances.workers,
                 train=True,
+                augment=self.config.data.augment,
                 image_size=train.images.image_size,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
@@ -176,6 +177,7 @@ class Trainer:
                 # Processes take longer to start than a few batches to decode; the batches are the same.
                 workers=0,
                 train=True,
+                augment=self.config.data.augment,
                 image_size=split.images.image_size,
             )
             with contextlib.closing(batches):

@@ -10,7 +10,7 @@ from examples.noisy_images import config as configuration
 from examples.noisy_images import files
 from examples.noisy_images.config import DIGITS, configure, replace
 from examples.noisy_images.errors import UserError
-from examples.noisy_images.measures import plots
+from examples.noisy_images.measures import plots, tables
 from examples.noisy_images.paper import comparison
 from examples.noisy_images.training import run
 
@@ -146,16 +146,22 @@ SUMMARIES = [
 
 
 def test_mean_and_standard_deviation_over_seeds():
-    row = comparison.spread(SUMMARIES)
+    row = tables.spreads(SUMMARIES, comparison.COLUMNS)
     assert row == {
         "best_test_accuracy": {"mean": pytest.approx(0.7), "std": pytest.approx(0.2)},
         "last_gap": {"mean": 0.2, "std": 0.0},
     }
-    assert comparison.spread(SUMMARIES[:1]) == {"best_test_accuracy": {"mean": 0.5}, "last_gap": {"mean": 0.2}}
+    assert tables.spreads(SUMMARIES[:1], comparison.COLUMNS) == {
+        "best_test_accuracy": {"mean": 0.5},
+        "last_gap": {"mean": 0.2},
+    }
 
 
 def test_the_table_leaves_out_what_no_method_has(capsys, tmp_path):
-    table = {"sgd": comparison.spread(SUMMARIES), "sam": comparison.spread(SUMMARIES[2:])}
+    table = {
+        "sgd": tables.spreads(SUMMARIES, comparison.COLUMNS),
+        "sam": tables.spreads(SUMMARIES[2:], comparison.COLUMNS),
+    }
     assert comparison.markdown(table) == (
         "| method | test, best | gap |\n|---|---|---|\n| sgd | 70.0 ± 20.0 | 20.0 ± 0.0 |\n| sam | 90.0 |  |\n"
     )

@@ -9,8 +9,8 @@ import pytest
 from examples.noisy_images import config as configuration
 from examples.noisy_images import files
 from examples.noisy_images.config import flat, replace, run_name
-from examples.noisy_images.measures import plots
-from examples.noisy_images.paper import comparison, presets, report
+from examples.noisy_images.measures import plots, tables
+from examples.noisy_images.paper import presets, report
 from examples.noisy_images.paper.presets import ALL, FULL, Scale, Selection
 
 PART = Selection(dataset=("cifar10",), noises=("symmetric",))
@@ -232,7 +232,7 @@ def test_a_figure_is_drawn_apart_by_rate_and_by_setting(curves, tmp_path):
 
 def test_means_of_what_only_some_runs_have():
     runs = [{"a": 0.1, "b": 0.5}, {"a": 0.3}]
-    assert comparison.spread(runs, ("a", "b", "c")) == {
+    assert tables.spreads(runs, ("a", "b", "c")) == {
         "a": {"mean": pytest.approx(0.2), "std": pytest.approx(np.std([0.1, 0.3], ddof=1))},
         "b": {"mean": 0.5},
     }
