@@ -3,6 +3,7 @@
 import os
 import pickle
 import time
+import warnings
 import zipfile
 
 import numpy as np
@@ -96,3 +97,35 @@ def test_readable_images_are_remembered_until_they_change(pictures, tmp_path, mo
     assert sorted(opened) == [paths[1], paths[3]]
     with pytest.warns(UserWarning, match="left out 2"):
         np.testing.assert_array_equal(image_files.readable_images(files, skip_corrupt=True, checked=checked), [0, 2])
+
+
+def test_why_images_cannot_be_read_is_said_with_their_names(tmp_path):
+    contents = {"empty.png": b"", "page.jpg": b"<html>", "other.jpg": b"<html>", "fine.png": None}
+    for name, content in contents.items():
+        if content is None:
+            Image.new("RGB", (4, 4)).save(tmp_path / name)
+        else:
+            (tmp_path / name).write_bytes(content)
+    files = ImageFiles((*(str(tmp_path / name) for name in contents), str(tmp_path / "gone.png")))
+    with pytest.raises(UserError) as raised:
+        image_files.decode_images(files, skip_corrupt=False)
+    said = str(raised.value)
+    assert "4 of 5 images cannot be read" in said and "\n" not in said
+    assert "page.jpg and 1 more: it is of no image format" in said
+    assert "empty.png: the file is empty" in said and "gone.png: no such file" in said
+    with pytest.warns(UserWarning, match=r"left out 4 of 5 .*empty\.png: the file is empty"):
+        image_files.decode_images(files, skip_corrupt=True)
+
+
+def test_what_pillow_warns_of_names_the_files(tmp_path):
+    paths = []
+    for i in range(5):
+        paths.append(str(tmp_path / f"{i}.jpg"))
+        exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01" if i % 2 else b""
+        Image.new("RGB", (4, 4)).save(paths[-1], exif=exif)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        image_files.decode_images(ImageFiles(tuple(paths)), skip_corrupt=False)
+    said = [str(note.message) for note in notes]
+    assert len(said) == 1 and "2 images" in said[0] and "1.jpg" in said[0] and "3.jpg" in said[0]
+    assert "EXIF" in said[0]
