@@ -26,12 +26,12 @@ def percent(value: Mapping[str, float] | None, digits: int = 1) -> str:
     return number({name: 100 * x for name, x in value.items()}, f".{digits}f")
 
 
-def number(value: Mapping[str, float], form: str) -> str:
-    """Return a mean and its spread in a number format."""
-    return f"{value['mean']:{form}}" + (f" ± {value['std']:{form}}" if "std" in value else "")
+def number(value: Mapping[str, float], form: str, form_of_std: str | None = None) -> str:
+    """Return a mean and its spread, each in a number format."""
+    return f"{value['mean']:{form}}" + (f" ± {value['std']:{form_of_std or form}}" if "std" in value else "")
 
 
 def markdown(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    head, *rows = ("| " + " | ".join(line) + " |" for line in (header, *body))
+    return "\n".join([head, "|---" * len(header) + "|", *rows]) + "\n"

@@ -78,7 +78,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Mapping[str
     )
     of_groups = tables.markdown(
         [by, "runs", "eigenvalue"],
-        [[label, str(group["runs"]), tables.number(group, ".4g")] for label, group in groups.items()],
+        [[label, str(group["runs"]), tables.number(group, ".4g", ".2g")] for label, group in groups.items()],
     )
     return (
         f"Largest eigenvalue of the Hessian at the newest checkpoint: {first['of']}; {first['samples']} samples of "

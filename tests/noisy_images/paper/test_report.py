@@ -110,7 +110,7 @@ def test_a_table_with_a_complete_an_incomplete_and_a_missing_cell(dots, tmp_path
 
     text = markdown.read_text()
     assert text.startswith("# Table 1: four kinds of label noise\n\nAll rows: data set: cifar10; network: resnet18.\n")
-    assert "| noise | method | paper | best | n | difference | s.e. | last |\n| ---" in text
+    assert "| noise | method | paper | best | n | difference | s.e. | last |\n|---" in text
     assert "| symmetric 50 % | SAM | 88.82 ± 0.08 | 88.63 ± 0.42 | 3 | -0.19 | 0.24 | 81.00 ± 1.00 |" in text
     assert "| symmetric 50 % | SANER | 90.60 ± 0.36 | 91.00 | 1 | +0.40 | 0.42 † | 90.50 |" in text
     assert "| symmetric 25 % | SAM | 93.05 ± 0.17 |  |  |  |  |  |" in text
