@@ -8,6 +8,7 @@ It needs JAX, Optax, scikit-learn (for the digits) and matplotlib (for the figur
 
 import argparse
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +40,8 @@ def init(key, sizes=(64, 512, 512, CLASSES)):
     """Return the parameters of a network with two hidden layers."""
     initial = jax.nn.initializers.lecun_normal()
     keys = jax.random.split(key, len(sizes) - 1)
-    return [
-        {"w": initial(key, shape), "b": jnp.zeros(shape[-1])}
-        for key, shape in zip(keys, zip(sizes, sizes[1:], strict=False), strict=True)
-    ]
+    shapes = itertools.pairwise(sizes)
+    return [{"w": initial(k, shape), "b": jnp.zeros(shape[-1])} for k, shape in zip(keys, shapes, strict=True)]
 
 
 def logits(params, x):
@@ -130,7 +129,7 @@ def main(arguments=None):
     for method in ("SGD", "SAM", "SANER"):
         curves[method] = train(method, options.epochs, options.seed)
         test, wrong, right = curves[method][-1]
-        print(f"{method:6} test {test:5.1f} %   wrong labels memorized {wrong:5.1f} %   right ones learnt {right:5.1f} %")
+        print(f"{method:6} test {test:5.1f} %   wrong labels memorized {wrong:5.1f} %   right learnt {right:5.1f} %")
     plot(curves, options.output)
     print(f"written: {options.output}")
 
