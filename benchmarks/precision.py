@@ -27,7 +27,7 @@ import numpy as np
 from flax import nnx
 
 import saner_jax
-from benchmarks import command, environment, rounding, statistics, tables, timing, workload
+from benchmarks.machinery import command, environment, rounding, statistics, tables, timing, workload
 from examples.noisy_images import config as configuration
 from examples.noisy_images import models
 from examples.noisy_images.config import PAPER, Config, replace

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import peak
+from benchmarks.machinery import peak
 
 
 @pytest.fixture
