@@ -43,6 +43,7 @@ html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 html_title = f"saner_jax {version}"
 html_show_copyright = False
+html_show_sourcelink = False
 
 myst_heading_anchors = 3
 
