@@ -529,12 +529,7 @@ def _choose_fonts(figure: "Figure") -> str:
     missing -= _letters(font_manager.findfont(font_manager.FontProperties()))
     if not missing:
         return ""
-    fonts = {
-        entry.name: entry.fname
-        for entry in font_manager.fontManager.ttflist
-        if entry.style == "normal" and entry.weight == 400 and not entry.name.startswith(_SYMBOL_FONTS)
-    }
-    covers = {name: missing & _letters(path) for name, path in fonts.items()}
+    covers = {name: missing & _letters(path) for name, path in _installed_fonts().items()}
     families = []
     # First the font that has most, so that the letters of one name come from one font.
     while missing and covers and (best := max(covers, key=lambda name: len(covers[name] & missing))):
@@ -545,6 +540,27 @@ def _choose_fonts(figure: "Figure") -> str:
     for text in texts:
         text.set_fontfamily([*matplotlib.rcParams["font.family"], *families])
     return "".join(map(chr, sorted(missing)))
+
+
+@functools.cache
+def _installed_fonts() -> dict[str, str]:
+    """Return the files of the upright fonts by family, each in the weight that is nearest to the normal one."""
+    from matplotlib import font_manager
+
+    manager = font_manager.fontManager
+    known = {entry.fname for entry in manager.ttflist}
+    # Matplotlib keeps a list from its first start, which lacks a font that was installed because of the note below.
+    for path in set(font_manager.findSystemFonts()) - known:
+        try:
+            manager.addfont(path)
+        # A font that FreeType cannot open is no font.
+        except Exception:
+            continue
+    fonts: dict[str, str] = {}
+    for entry in sorted(manager.ttflist, key=lambda entry: abs(int(entry.weight) - 400)):
+        if entry.style == "normal" and not entry.name.startswith(_SYMBOL_FONTS):
+            fonts.setdefault(entry.name, entry.fname)
+    return fonts
 
 
 @functools.cache
