@@ -3,16 +3,14 @@
 import os
 import sys
 import tempfile
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parent / "tests" / "benchmarks"
 LEFT_OUT = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--everything", action="store_true", help="run tests marked slow and those of benchmarks/ as well")
+    parser.addoption("--everything", action="store_true", help="run the tests marked slow as well")
 
 
 def pytest_configure(config):
@@ -35,24 +33,17 @@ def _whole(config):
     return config.option.everything or bool(config.option.markexpr)
 
 
-def pytest_ignore_collect(collection_path, config):
-    if collection_path != BENCHMARKS or _whole(config):
-        return None
-    named = [Path(argument.split("::")[0]).absolute() for argument in config.args]
-    return not any(path.is_relative_to(BENCHMARKS) for path in named) or None
-
-
 def pytest_collection_modifyitems(config, items):
     if _whole(config):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
-    items[:] = [item for item in items if item not in set(slow)]
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     config.stash[LEFT_OUT] = len(slow)
 
 
 def pytest_report_header(config):
-    return None if _whole(config) else "the quick run: without slow tests and those of benchmarks/, see --everything"
+    return None if _whole(config) else "the quick run: tests marked slow are left out, --everything runs them too"
 
 
 def pytest_sessionfinish(session):

@@ -154,6 +154,8 @@ def program_environment():
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "COLUMNS": "160",
+        # Of two processes that compile one program, one may read what the other has not finished writing.
+        "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache entry:UserWarning",
     }
 
 
