@@ -1,4 +1,4 @@
-"""What the quick run leaves out: further entries of a list of methods, where each entry compiles programs of its own."""
+"""What the quick run leaves out: further entries of lists of methods, where each compiles programs of its own."""
 
 import pytest
 
