@@ -7,7 +7,25 @@ gradient of the result are summed in a loop::
     dL/dK[o, (i, j, c)] = sum over chunks of images  dY[(n, y, x), o]  X[n, s y + i, s x + j, c]
 
 All patches at once would leave the cache and gain little; a chunk holds at most `CHUNK` numbers of them on each device.
-Accelerators keep XLA's own convolutions.
+
+When it is used: on CPUs, for every two-dimensional convolution of channels-last images with one group and no dilation.
+Accelerators, and all other convolutions, keep XLA's own. Of 32 images, on two cores with AVX-512, it takes (ms):
+
+=============================  =====  ====
+convolution                    XLA    this
+=============================  =====  ====
+3x3, 32x32 pixels, 64 to 64    74     28
+3x3, 32x32 pixels, 32 to 32    17     11
+3x3, 16x16 pixels, 64 to 64    10.6   7.3
+3x3, 16x16 pixels, 128 to 128  21     20
+3x3, 8x8 pixels, 256 to 256    12     14
+3x3, 4x4 pixels, 512 to 512    10.3   11.2
+3x3, 64 to 128, stride 2       15.5   9.6
+1x1, 64 to 128, stride 2       7.4    1.7
+=============================  =====  ====
+
+It is not chosen by shape: where it loses it loses little, and what XLA takes depends on the processor and grows faster
+than the batch. On two AMD cores, with 64 images, it won at each of these, the last three by 1.6 to 4 times.
 """
 
 import functools
