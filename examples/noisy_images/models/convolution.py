@@ -25,7 +25,7 @@ convolution                    XLA    this
 =============================  =====  ====
 
 It is not chosen by shape: where it loses it loses little, and what XLA takes depends on the processor and grows faster
-than the batch. On two AMD cores, with 64 images, it won at each of these, the last three by 1.6 to 4 times.
+than the batch. On two AMD cores, with 64 images, it took 0.05 to 0.65 of XLA's time at every 3x3 of stride 1.
 """
 
 import functools
