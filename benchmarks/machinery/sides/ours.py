@@ -25,6 +25,7 @@ class Ours:
             width=problem.width,
             batch_size=problem.batch_size,
             precision="float32" if problem.precision == "float64" else problem.precision,
+            convolution=problem.convolution,
             augment=bool(problem.crop_padding or problem.flip),
             learning_rate=problem.learning_rate,
             momentum=problem.momentum,

@@ -18,6 +18,8 @@ class Problem:
     """float32, tf32, bfloat16; for one step that is compared, float64."""
     compile: bool
     """Whether PyTorch compiles its network; JAX always does."""
+    convolution: str = "auto"
+    """The program's setting, which PyTorch's side does not see."""
     crop_padding: int = 4
     flip: bool = True
     learning_rate: float = 0.1
