@@ -29,7 +29,8 @@ class Source:
         training seed: runs of several training seeds have to share one test set.
       image_size: Side in pixels of the images of a set that is streamed from files; None is 224.
       validation_dir: Mini-WebVision only: the ImageNet validation folder to test on instead of WebVision's own.
-      in_memory: A folder only: decode images into memory at `image_size`, where they fit, instead of streaming them.
+      largest_side: A folder only: side in pixels to which images in memory are scaled down where they are larger; None
+        is 224, and images of one size are kept up to 256.
       test_share: Share of the samples that become the test set where one's own data has none; 0 leaves it empty.
     """
 
@@ -38,7 +39,7 @@ class Source:
     seed: int = 0
     image_size: int | None = None
     validation_dir: str | os.PathLike | None = None
-    in_memory: bool = False
+    largest_side: int | None = None
     test_share: float = TEST_SHARE
 
     def path(self, name: str, what: str) -> pathlib.Path:

@@ -22,6 +22,7 @@ from .. import files
 from ..config import run_name
 from ..errors import UserError
 from ..measures import plots, tables
+from ..training import timing
 from . import comparison, presets, runs
 from .presets import PUBLISHED_SEEDS, Cell, Published, Scale, Selection
 
@@ -236,7 +237,7 @@ def _explained(selection: Selection, rows: Sequence[Row]) -> str:
     if environments:
         devices = ", ".join(dict.fromkeys(str(e["device"]) for e in environments))
         commits = ", ".join(dict.fromkeys(str(e["commit"])[:7] for e in environments))
-        hours = runs.duration(sum(row.seconds for row in rows))
+        hours = timing.duration(sum(row.seconds for row in rows))
         text += f"\n\n{len(environments)} runs, {hours} in all, on {devices}; commit {commits}."
     return text
 

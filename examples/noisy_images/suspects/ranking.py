@@ -30,6 +30,8 @@ from .scores import PROBABILITY_SCORES, SCORES
 from .suspicion import Ranking, from_histories, from_probabilities, quality, write_csv
 
 SHOWN = 10
+# The scores that samples are ranked by where none is asked for.
+OF_HISTORIES, OF_PROBABILITIES = "mean_loss", "normalized_margin"
 
 
 def rank(
