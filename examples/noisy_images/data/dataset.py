@@ -1,6 +1,7 @@
 """The records of a data set, and what every source of data shares: subsets, folds, statistics, augmentation."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -284,16 +285,21 @@ def leave_out_fold(split: Split, folds: int, fold: int, seed: int) -> tuple[Spli
     if (largest := counts.max()) < folds:
         raise UserError(f"the largest class has {largest} samples, too few for {folds} folds: choose fewer.")
     few = int(((counts > 0) & (counts < folds)).sum())
-    # Once for all folds, and in the program's words.
-    if few and fold == 0:
-        warnings.warn(
-            f"{few} classes have fewer samples than there are folds ({folds}): some folds lack them", stacklevel=2
-        )
+    if few:
+        _say_that_folds_lack_classes(few, folds)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         divisions = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(split.labels, split.labels))
     kept, left_out = divisions[fold]
     return split.take(kept), split.take(left_out)
+
+
+@functools.cache
+def _say_that_folds_lack_classes(few: int, folds: int) -> None:
+    # Cached, so that it is said once and not for every fold.
+    warnings.warn(
+        f"{few} classes have fewer samples than there are folds ({folds}): some folds lack them", stacklevel=3
+    )
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
