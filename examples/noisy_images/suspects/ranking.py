@@ -67,8 +67,9 @@ def rank(folders: Sequence[Path], output: Path, score: str, top: int, folds: int
             out_of_sample.append(cross_validation.out_of_sample(folder, folds))
     dataset = prepared.dataset
     ranking = from_histories(histories, out_of_sample, score, dataset.train, dataset.class_names)
-    if out_of_sample and ranking.estimate.method == "histories":
-        _note("cleanlab is not installed, so the number of wrong labels is estimated from the histories.")
+    reason = estimate.why_not(dataset.train.labels, dataset.num_classes)
+    if out_of_sample and reason is not None:
+        _note(f"{reason}: the number of wrong labels is estimated from the histories.")
 
     arrays = {"labels": dataset.train.labels, "pred_probs_in_sample": np.mean(in_sample, axis=0)}
     if out_of_sample:
