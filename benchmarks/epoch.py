@@ -12,7 +12,6 @@ their steps one after another.
 """
 
 import argparse
-import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,8 +22,9 @@ import numpy as np
 
 from benchmarks import command, environment, peak, statistics, tables, targets, timing, workload
 from benchmarks.statistics import Ratio
-from examples.noisy_images.config import Config
-from examples.noisy_images.training.trainer import MATMUL_PRECISION, State, Trainer, epoch_order
+from examples.noisy_images.config import Config, replace
+from examples.noisy_images.training.step import State, epoch_order
+from examples.noisy_images.training.trainer import MATMUL_PRECISION, Trainer
 
 EPOCHS = 200
 ONE_PROGRAM, ONE_AFTER_ANOTHER = "in one program", "one after another"
@@ -66,7 +66,7 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
         if loop != args.loops[0] and epochs_budget.remaining() < first_s[args.loops[0]]:
             continue
         command.progress(f"{loop}: first epoch, with compilation")
-        trainer = workload.trainer(dataclasses.replace(config, scan_epochs=loop == "scan"), images)
+        trainer = workload.trainer(replace(config, scan_epochs=loop == "scan"), images)
         trainers[loop], subjects[loop] = trainer, _epoch(trainer)
         first_s[loop] = _once(subjects[loop])
     trainer = trainers[args.loops[0]]
@@ -128,7 +128,7 @@ def measure_seeds(config: Config, args: argparse.Namespace, budget: timing.Budge
     states = [functions.create(seed) for seed in range(count)]
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     command.progress(f"compiling {count} seeds in one program")
-    with jax.default_matmul_precision(MATMUL_PRECISION[config.precision]):
+    with jax.default_matmul_precision(MATMUL_PRECISION[config.network.precision]):
         all_at_once = jax.jit(jax.vmap(step, in_axes=(0, 0, None, 0)), donate_argnums=0)
         compiled = all_at_once.lower(together, seeds, work.images, orders).compile()
     single = work.compile().executable

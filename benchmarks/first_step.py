@@ -8,7 +8,6 @@ asked for (seconds of the epoch), which all times printed count from, as one lin
 there is no command line, and the run is started below it.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -76,7 +75,7 @@ def _command_line(arguments: list[str]) -> Callable[[], Any]:
 
 def _without_command_line(arguments: list[str]) -> None:
     """Start the run that `train` with these options would: each is a setting's name and its value."""
-    from examples.noisy_images.config import PAPER
+    from examples.noisy_images.config import PAPER, flat, replace
     from examples.noisy_images.training import run
 
     options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
@@ -84,9 +83,9 @@ def _without_command_line(arguments: list[str]) -> None:
     settings = {}
     for option, text in options.items():
         field = option.removeprefix("--").replace("-", "_")
-        kind = type(getattr(PAPER, field))
+        kind = type(flat(PAPER)[field])
         settings[field] = kind(text) if kind in (int, float) else text
-    run.train(dataclasses.replace(PAPER, **settings), folder)
+    run.train(replace(PAPER, **settings), folder)
 
 
 if __name__ == "__main__":

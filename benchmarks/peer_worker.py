@@ -66,11 +66,12 @@ class Ours:
 
     def __init__(self, problem: Problem):
         from benchmarks import workload
-        from examples.noisy_images.config import PAPER
+        from examples.noisy_images.config import PAPER, replace
 
         self._workload = workload
         self._problem = problem
-        self._config = dataclasses.replace(
+        self._replace = replace
+        self._config = replace(
             PAPER,
             model="resnet18",
             width=problem.width,
@@ -97,7 +98,7 @@ class Ours:
         import jax
 
         steps = 1 if jax.default_backend() == "cpu" else self._problem.steps
-        config = dataclasses.replace(self._config, method=method)
+        config = self._replace(self._config, method=method)
         work = self._workload.Workload(config, steps, (self._problem.side, self._problem.side, 3))
         self._calls[method] = (work.repeated(work.compile()), steps)
 
@@ -130,7 +131,7 @@ class Ours:
     def _trainer(self, method: str) -> Any:
         side = self._problem.side
         images = self._workload.dataset(self._problem.batch_size, 1, (side, side, 3))
-        return self._workload.trainer(dataclasses.replace(self._config, method=method), images)
+        return self._workload.trainer(self._replace(self._config, method=method), images)
 
 
 def _by_name(network: Any) -> dict[str, np.ndarray]:

@@ -17,7 +17,6 @@ explicit mantissa bits, and is **emulated** wherever the device is not a GPU (se
 """
 
 import argparse
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,12 +30,13 @@ import saner_jax
 from benchmarks import command, environment, rounding, statistics, tables, timing, workload
 from examples.noisy_images import config as configuration
 from examples.noisy_images import models
-from examples.noisy_images.config import PAPER, Config
+from examples.noisy_images.config import PAPER, Config, replace
 from examples.noisy_images.data import augmentation
 from examples.noisy_images.training import companions, run
-from examples.noisy_images.training.trainer import MATMUL_PRECISION, Images, State, epoch_order
+from examples.noisy_images.training.step import Images, State, epoch_order
+from examples.noisy_images.training.trainer import MATMUL_PRECISION
 
-PRECISIONS = configuration.CHOICES["precision"]
+PRECISIONS = configuration.PRECISIONS
 REFERENCE = "float64"
 
 # The paper's.
@@ -52,7 +52,7 @@ def emulated(precision: str) -> bool:
 def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
     """Measure the mask along one training run, then the accuracies of several."""
     environment.keep_freed_memory()
-    config = dataclasses.replace(
+    config = replace(
         PAPER,
         dataset="cifar10" if args.data_dir else "digits",
         data_dir=args.data_dir,
@@ -69,7 +69,7 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
     runs = accuracies(config, args, budget) if args.seeds else []
     return {
         "setting": {
-            "dataset": config.dataset,
+            "dataset": config.data.dataset,
             "model": args.model,
             "width": args.width,
             "epochs": args.epochs,
@@ -89,7 +89,7 @@ class Training:
     """A run of the program, step by step."""
 
     def __init__(self, config: Config, seed: int, precision: str):
-        self.config = dataclasses.replace(config, seed=seed, precision="float32" if emulated(precision) else precision)
+        self.config = replace(config, seed=seed, precision="float32" if emulated(precision) else precision)
         self.dataset = run.prepare(self.config).dataset
         self.trainer = workload.trainer(self.config, self.dataset)
         self._seed = jnp.asarray(seed, jnp.uint32)
@@ -97,12 +97,12 @@ class Training:
         self._step = self.trainer.functions.train_step
         if emulated(precision):
             self._step = _emulated_step(self._step)
-        self.total = config.epochs * self.trainer.steps_per_epoch
+        self.total = config.training.epochs * self.trainer.steps_per_epoch
 
     def positions(self) -> jax.Array:
         """Return which images the next step sees, int32 (batch size,)."""
-        start = self.trainer.step % self.trainer.steps_per_epoch * self.config.batch_size
-        return self._order[start : start + self.config.batch_size]
+        start = self.trainer.step % self.trainer.steps_per_epoch * self.config.training.batch_size
+        return self._order[start : start + self.config.training.batch_size]
 
     def start_epoch(self) -> None:
         """Draw the order of the epoch that begins."""
@@ -111,7 +111,7 @@ class Training:
 
     def take_step(self) -> None:
         """Take the next step."""
-        with _matmul_precision(self.config.precision):
+        with _matmul_precision(self.config.network.precision):
             self.trainer.state = self._step(self.trainer.state, self._seed, self.images, self._order)
 
 
@@ -162,10 +162,10 @@ def both_gradients(config: Config, precision: str, dataset: Any) -> Callable[...
     graphdef = nnx.split(
         nnx.eval_shape(
             lambda: models.create(
-                config.model,
+                config.network.model,
                 num_classes=dataset.num_classes,
                 image_shape=tuple(dataset.image_shape),
-                width=config.width,
+                width=config.network.width,
                 seed=0,
                 dtype="bfloat16" if precision == "bfloat16" else "float32",
             )

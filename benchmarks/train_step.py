@@ -12,7 +12,6 @@ same run in a matrix product or a convolution of the same precision, whichever w
 """
 
 import argparse
-import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +22,7 @@ from benchmarks import command, environment, peak, statistics, tables, targets, 
 from benchmarks.statistics import Ratio
 from examples.noisy_images import config as configuration
 from examples.noisy_images import models
-from examples.noisy_images.config import PAPER
+from examples.noisy_images.config import PAPER, replace
 
 # Those of the targets first: they are compiled in this order, as long as there is time.
 DEFAULT_METHODS = ("sgd", "sam", "saner", "sam-unmonitored", "optax.contrib.sam", "saner-unmonitored")
@@ -61,7 +60,7 @@ def measure_pair(
             continue
         command.progress(f"{model}, {precision}: compiling {method}")
         name, settings = VARIANTS.get(method, (method, {}))
-        config = dataclasses.replace(
+        config = replace(
             PAPER,
             model=model,
             width=args.width,
@@ -203,7 +202,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--precisions",
         nargs="+",
-        choices=configuration.CHOICES["precision"],
+        choices=configuration.PRECISIONS,
         metavar="PRECISION",
         help="of float32, tf32, bfloat16; a CPU has no TF32 (on CPUs float32, else bfloat16 float32 tf32)",
     )

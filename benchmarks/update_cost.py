@@ -36,7 +36,6 @@ step on random images, of which the differences between methods are a share.
 """
 
 import argparse
-import dataclasses
 import functools
 import math
 import time
@@ -53,7 +52,7 @@ import saner_jax
 from benchmarks import command, environment, statistics, tables, timing, workload
 from benchmarks.statistics import Ratio
 from examples.noisy_images import models
-from examples.noisy_images.config import PAPER
+from examples.noisy_images.config import PAPER, replace
 
 RHO = 0.1
 
@@ -200,7 +199,7 @@ def measure_gradient(gradient: str, params: Any, args: argparse.Namespace, budge
 
 def time_training_step(model: str, width: float, batch_size: int, repeats: int) -> dict[str, float]:
     """Time the training program's step with SAM, unmonitored: both passes through the network, and the optimizer."""
-    config = dataclasses.replace(PAPER, model=model, width=width, batch_size=batch_size, method="sam-unmonitored")
+    config = replace(PAPER, model=model, width=width, batch_size=batch_size, method="sam-unmonitored")
     work = workload.Workload(config)
     seconds = timing.interleaved({"SAM": work.repeated(work.compile())}, rounds=repeats, warm_up=1)["SAM"]
     return statistics.median_with_interval(seconds) | {"batch_size": batch_size, "repeats": repeats}

@@ -20,9 +20,10 @@ import saner_jax
 from benchmarks import command, flops, timing
 from examples.noisy_images import config as configuration
 from examples.noisy_images import data, models
-from examples.noisy_images.config import PAPER, Config
+from examples.noisy_images.config import PAPER, Config, replace
 from examples.noisy_images.training import devices, methods
-from examples.noisy_images.training.trainer import MATMUL_PRECISION, Images, State, Trainer, epoch_order
+from examples.noisy_images.training.step import Images, State, epoch_order
+from examples.noisy_images.training.trainer import MATMUL_PRECISION, Trainer
 
 NUM_CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
@@ -53,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser, sizes: Mapping[str, Any] = SIZE
     def default(field: str) -> str:
         return f"on CPUs {getattr(sizes['cpu'], field)}, else {getattr(sizes['gpu'], field)}"
 
-    models_known, precisions = sorted(models.MODELS), configuration.CHOICES["precision"]
+    models_known, precisions = sorted(models.MODELS), configuration.PRECISIONS
     parser.add_argument("--model", choices=models_known, help=f"network ({default('model')})")
     parser.add_argument("--width", type=command.positive, help=f"factor on channels ({default('width')})")
     parser.add_argument("--batch-size", type=command.at_least_one, help=f"images a step ({default('batch_size')})")
@@ -71,7 +72,7 @@ def choose(args: argparse.Namespace, sizes: Mapping[str, Any] = SIZES) -> argpar
 def config(args: argparse.Namespace, **settings: Any) -> Config:
     """Return the paper's protocol with what the options say is trained, and other settings."""
     trained = {field: getattr(args, field) for field in ("model", "width", "batch_size", "precision")}
-    return dataclasses.replace(PAPER, **trained, **settings)
+    return replace(PAPER, **trained, **settings)
 
 
 def optax_sam(rho: float, then: optax.GradientTransformation | None = None) -> optax.GradientTransformationExtraArgs:
@@ -182,7 +183,7 @@ class Workload:
     def __init__(self, config: Config, steps_per_call: int = 1, image_shape: tuple[int, int, int] = IMAGE_SHAPE):
         self.config, self.steps_per_call, self.image_shape = config, steps_per_call, image_shape
         # An epoch is as long as a call.
-        images = dataset(steps_per_call * config.batch_size, config.batch_size, image_shape)
+        images = dataset(steps_per_call * config.training.batch_size, config.training.batch_size, image_shape)
         self.trainer = trainer(config, images)
         self.seed = jnp.asarray(config.seed, jnp.uint32)
         self.images = Images(jnp.asarray(images.train.images), jnp.asarray(images.train.labels))
@@ -197,17 +198,20 @@ class Workload:
     def flops(self) -> int:
         """Operations of one call, see `flops`."""
         network = flops.network(
-            self.config.model, width=self.config.width, num_classes=NUM_CLASSES, image_shape=self.image_shape
+            self.config.network.model,
+            width=self.config.network.width,
+            num_classes=NUM_CLASSES,
+            image_shape=self.image_shape,
         )
-        images = self.config.batch_size * self.steps_per_call
-        return flops.PER_PASS * passes(self.config.method) * images * network
+        images = self.config.training.batch_size * self.steps_per_call
+        return flops.PER_PASS * passes(self.config.optimizer.method) * images * network
 
     def compile(self) -> Compiled:
         """Trace and compile one call."""
         functions = self.trainer.functions
         function = functions.train_step if self.steps_per_call == 1 else functions.train_epoch
         start = time.perf_counter()
-        with jax.default_matmul_precision(MATMUL_PRECISION[self.config.precision]):
+        with jax.default_matmul_precision(MATMUL_PRECISION[self.config.network.precision]):
             lowered = function.lower(self.state, self.seed, self.images, self.order)
         traced = time.perf_counter()
         executable = lowered.compile()

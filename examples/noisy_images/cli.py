@@ -1,73 +1,87 @@
 """The command line: one function a sub-command, its options generated from its signature."""
 
+import contextlib
 import dataclasses
-import itertools
+import errno
+import functools
+import io
 import os
+import signal
 import sys
+import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
-from .config import PAPER, Config, run_name
-from .errors import Interrupted, UserError
+from .config import (
+    AS_STARTED,
+    PAPER,
+    PROTOCOLS,
+    USUAL_PROTOCOLS,
+    Circumstances,
+    Config,
+    Protocol,
+    Whereabouts,
+    replace,
+    run_name,
+)
+from .errors import Interrupted, UserError, unknown_name
 from .paper import comparison, presets
 from .paper.presets import Scale, Selection
-from .paper.runs import Circumstances
-from .training.launch import HERE, Launch, is_first, join
+from .training.launch import HERE, PROGRAM, Launch, is_first, join
 
 RUNS = Path("runs")
 PAPER_RUNS = RUNS / "paper"
 Options = tyro.conf.OmitArgPrefixes
 
 
-def compare_under(protocol: Config) -> Callable[..., None]:
-    """Return the sub-command `compare` with a protocol as its default."""
+def compare(
+    config: Options[Config] = PAPER,
+    protocol: Protocol = "auto",
+    methods: tuple[str, ...] = ("sgd", "sam", "saner"),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    name: str | None = None,
+    out: Path = RUNS,
+    launch: Options[Launch] = HERE,
+) -> None:
+    """Train several methods under one protocol; print a table and write a figure.
 
-    def compare(
-        config: Options[Config] = protocol,
-        methods: tuple[str, ...] = ("sgd", "sam", "saner"),
-        seeds: tuple[int, ...] = (0, 1, 2),
-        name: str | None = None,
-        out: Path = RUNS,
-        launch: Options[Launch] = HERE,
-    ) -> None:
-        """Train several methods under one protocol; print a table and write a figure.
+    Without options: SGD, SAM and SANER on handwritten digits, half of whose training labels are wrong. Runs that are
+    already complete are read, not run again.
 
-        Without options: SGD, SAM and SANER on handwritten digits, half of whose training labels are wrong. With another
-        --dataset the defaults are the paper's protocol. Runs that are already complete are read, not run again.
-
-        Args:
-            config: Protocol of all runs; its method and seed are replaced.
-            methods: Methods to compare.
-            seeds: Training seeds, each with a noise draw of its own.
-            name: Folder of the comparison; the data set's name if not given.
-            out: Folder of all runs.
-            launch: Where they are computed.
-        """
-        join(launch)
-        folder = out / (name or config.dataset)
-        result = comparison.compare(config, methods, seeds, folder, launch.devices)
-        if is_first():
-            comparison.show(result, folder)
-
-    return compare
+    Args:
+        config: Protocol of all runs; its method and seed are replaced.
+        protocol: Named protocol that the options change: that of the data set (auto), or one by name.
+        methods: Methods to compare.
+        seeds: Training seeds, each with a noise draw of its own.
+        name: Folder of the comparison; the data set's name if not given.
+        out: Folder of all runs.
+        launch: Where they are computed.
+    """
+    join(launch)
+    folder = out / (name or config.data.dataset)
+    result = comparison.compare(config, methods, seeds, folder, launch.devices)
+    if is_first():
+        comparison.show(result, folder)
 
 
 def train(
     config: Options[Config] = PAPER,
+    protocol: Protocol = "auto",
     seeds: tuple[int, ...] = (),
     name: str | None = None,
     out: Path = RUNS,
     launch: Options[Launch] = HERE,
 ) -> None:
-    """Train one configuration, with one seed or with several; the defaults are the paper's protocol.
+    """Train one configuration, with one seed or with several; without options, the paper's protocol.
 
     Args:
         config: The run.
-        seeds: Several training seeds, one run each; overrides --seed.
+        protocol: Named protocol that the options change: that of the data set (auto), or one by name.
+        seeds: Several training seeds, one run each; overrides --seed. Complete runs are left, cut-off ones go on.
         name: Folder of the run; made from all settings that are not the paper's if not given.
         out: Folder of all runs.
         launch: Where it is computed.
@@ -78,35 +92,46 @@ def train(
     if seeds:
         comparison.check_seeds(seeds)
     for seed in seeds or (config.seed,):
-        one = dataclasses.replace(config, seed=seed)
+        one = replace(config, seed=seed)
         folder = out / (run_name(one) if name is None else name if not seeds else f"{name}-seed{seed}")
-        show_summary(run.train(one, folder, launch.devices), folder)
+        # Of several runs the same command goes on with what was cut off; a single one is not taken for another.
+        show_summary((run.run_one if seeds else run.train)(one, folder, launch.devices), folder)
 
 
-def resume(folder: tyro.conf.Positional[Path], launch: Options[Launch] = HERE) -> None:
+def resume(
+    folder: tyro.conf.Positional[Path],
+    whereabouts: Options[Whereabouts] = AS_STARTED,
+    launch: Options[Launch] = HERE,
+) -> None:
     """Go on with a run that was stopped, from its newest checkpoint.
 
     Args:
         folder: Folder of the run.
+        whereabouts: Where it finds its files now, if elsewhere than when it was started.
         launch: Where it is computed, which may be elsewhere than it was.
     """
     join(launch)
     from .training import run
 
-    show_summary(run.resume(folder, launch.devices), folder)
+    show_summary(run.resume(folder, launch.devices, whereabouts), folder)
 
 
-def evaluate(folder: tyro.conf.Positional[Path], launch: Options[Launch] = HERE) -> None:
+def evaluate(
+    folder: tyro.conf.Positional[Path],
+    whereabouts: Options[Whereabouts] = AS_STARTED,
+    launch: Options[Launch] = HERE,
+) -> None:
     """Measure a run's newest checkpoint on all its sets.
 
     Args:
         folder: Folder of the run.
+        whereabouts: Where it finds its files now, if elsewhere than when it was started.
         launch: Where it is computed.
     """
     join(launch)
     from .training import run
 
-    values = run.evaluate(folder, launch.devices)
+    values = run.evaluate(folder, launch.devices, whereabouts)
     for metric, value in values.items() if is_first() else ():
         print(f"{metric:>24}  {value:.4f}" if isinstance(value, float) else f"{metric:>24}  {value}")
 
@@ -133,7 +158,7 @@ def paper(
     preset: tyro.conf.Positional[str],
     selection: Options[Selection] = presets.ALL,
     scale: Options[Scale] = presets.FULL,
-    circumstances: Options[Circumstances] = Circumstances(),  # noqa: B008
+    circumstances: Options[Circumstances] = presets.CIRCUMSTANCES,
     out: Path = PAPER_RUNS,
     shard: str = "1/1",
     dry_run: bool = False,
@@ -183,6 +208,7 @@ def rank(
     score: str = "mean_loss",
     top: int = 64,
     cross_validate: int | None = None,
+    whereabouts: Options[Whereabouts] = AS_STARTED,
 ) -> None:
     """Rank a run's training samples by how likely their given label is wrong.
 
@@ -193,13 +219,14 @@ def rank(
             out_of_sample_loss.
         top: Number of images on the contact sheet.
         cross_validate: Number of folds to train, for probabilities of samples that the network never saw.
+        whereabouts: Where the runs find their files now, if elsewhere than when they were started.
     """
     from .suspects import ranking
 
     if not folders:
         raise UserError("there is nothing to rank: give the folder of a run, or of several.")
     output = output or folders[0] / "ranking"
-    ranking.show(ranking.rank(folders, output, score, top, cross_validate), output)
+    ranking.show(ranking.rank(folders, output, score, top, cross_validate, whereabouts), output)
 
 
 def sharpness(
@@ -209,6 +236,7 @@ def sharpness(
     tolerance: float = 1e-3,
     by: str = "method",
     output: Path | None = None,
+    whereabouts: Options[Whereabouts] = AS_STARTED,
 ) -> None:
     """Measure the sharpness of runs: the largest eigenvalue of the Hessian of the training loss.
 
@@ -222,29 +250,33 @@ def sharpness(
         tolerance: Relative accuracy of the eigenvalue.
         by: Setting that labels the runs whose mean and spread are taken: method, alpha or any other.
         output: File for the tables as Markdown; nowhere if not given.
+        whereabouts: Where the runs find their files now, if elsewhere than when they were started.
     """
     from . import files
     from .paper import sharpness as measuring
 
-    rows, groups = measuring.measure(folders, samples=samples, seed=seed, tolerance=tolerance, by=by)
+    rows, groups = measuring.measure(
+        folders, samples=samples, seed=seed, tolerance=tolerance, by=by, whereabouts=whereabouts
+    )
     tables = measuring.markdown(rows, groups, by)
     print(tables, end="")
     if output is not None:
         files.write_text(output, tables)
 
 
-def noise(config: Options[Config] = PAPER, folder: Path | None = None) -> None:
+def noise(config: Options[Config] = PAPER, protocol: Protocol = "auto", folder: Path | None = None) -> None:
     """Inspect the label noise of a configuration without training: rates, transition matrix, figure.
 
     Args:
         config: The run whose noise is drawn.
+        protocol: Named protocol that the options change: that of the data set (auto), or one by name.
         folder: Where to write noise.json and noise.png; nowhere if not given.
     """
-    from .training import run
+    from .training import preparation
 
-    audit = run.prepare(config).audit
+    audit = preparation.prepare(config).audit
     if audit is None:
-        raise UserError(f"the true labels of {config.dataset!r} are unknown, so its noise cannot be inspected.")
+        raise UserError(f"the true labels of {config.data.dataset!r} are unknown, so its noise cannot be inspected.")
     print(audit.table())
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -284,6 +316,7 @@ def list_names() -> None:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "compare": compare,
     "train": train,
     "resume": resume,
     "evaluate": evaluate,
@@ -296,6 +329,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
     "list": list_names,
 }
+# Faults of the machine rather than of the program: a full disk, a quota, a folder that cannot be written.
+OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# Those whose options are settings of a configuration.
+CONFIGURED = ("compare", "train", "noise")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -305,27 +342,84 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments.insert(0, "compare")
     # What the data room found wrong but could leave out is a note to the user, not a line of this program's source.
     warnings.showwarning = lambda message, category, *where: print(f"note: {message}", file=sys.stderr)
+    # A name that the terminal cannot show must not end a run.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         keep_compiled_programs()
-        tyro.extras.subcommand_cli_from_dict(
-            {"compare": compare_under(protocol_for(arguments)), **COMMANDS},
-            prog="python -m examples.noisy_images",
-            description="Train image classifiers on noisily labelled data. Without a sub-command: compare.",
-            args=arguments,
-        )
+        config = asked_protocol(arguments)
+        with choices_checked_here():
+            tyro.extras.subcommand_cli_from_dict(
+                {
+                    name: functools.partial(command, config=config)
+                    if name in ("compare", "train", "noise")
+                    else command
+                    for name, command in COMMANDS.items()
+                },
+                prog=PROGRAM,
+                description="Train image classifiers on noisily labelled data. Without a sub-command: compare.",
+                args=arguments,
+            )
     except UserError as error:
         sys.exit(_say(f"error: {error}", 2))
+    except BrokenPipeError:
+        # Whoever read the output has ended. Nothing more can be said, not even by Python as it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in OUTSIDE:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        sys.exit(_say(f"error: cannot write{where} ({error.strerror}): what was written before is kept.", 1))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted.", 130))
     except Interrupted as error:
         sys.exit(_say(str(error), 130))
 
 
-def protocol_for(arguments: Sequence[str]) -> Config:
-    """Return the protocol that `compare` starts from: that of the digits unless another data set is asked for."""
-    asked = [b for a, b in itertools.pairwise(arguments) if a == "--dataset"]
-    asked += [a.split("=", 1)[1] for a in arguments if a.startswith("--dataset=")]
-    return comparison.DIGITS if not asked or asked[-1] == comparison.DIGITS.dataset else PAPER
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What decides which protocol the other options change."""
+
+    protocol: str = "auto"
+    dataset: str | None = None
+
+
+def asked_protocol(arguments: Sequence[str]) -> Config:
+    """Return the protocol that a command's options start from: the one it names, or that of its data set."""
+    command, *options = [a for a in arguments if a not in ("-h", "--help")] or ["compare"]
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            asked, _ = tyro.cli(Asked, args=options, return_unknown_args=True)
+    except SystemExit:
+        # An option without its value, which the command's own parser says better.
+        asked = Asked()
+    if asked.protocol not in typing.get_args(Protocol):
+        raise unknown_name("value of --protocol", asked.protocol, typing.get_args(Protocol))
+    dataset = asked.dataset or ("digits" if command == "compare" else PAPER.data.dataset)
+    return PROTOCOLS[USUAL_PROTOCOLS.get(dataset, "paper") if asked.protocol == "auto" else asked.protocol]
+
+
+@contextlib.contextmanager
+def choices_checked_here() -> Iterator[None]:
+    """Let a wrong choice through the parser, so that it is answered like every other wrong value: in one line."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def choice(type_info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        if typing.get_origin(type_info.type) is not Literal:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{" + ",".join(map(str, typing.get_args(type_info.type))) + "}",
+            instance_from_str=lambda given: given[0],
+            is_instance=lambda value: isinstance(value, str),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    with registry:
+        yield
 
 
 def _say(message: str, status: int) -> int:

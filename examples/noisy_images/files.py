@@ -1,11 +1,45 @@
 """Files that are whole or not there: written beside their place, then moved into it."""
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from .errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes of this machine from working in a folder; the lock ends with the process, however it ends.
+
+    Raises:
+      UserError: Another process is working in it.
+    """
+    if fcntl is None:
+        yield
+        return
+    # On the folder itself, so that nothing is left behind.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # A file system that knows no locks is no reason not to train.
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(
+                    f"another process is training in {folder}: wait until it ends, or stop it first."
+                ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -112,8 +112,13 @@ def test_program_is_started_without_a_command_line_where_tyro_is_missing(tmp_pat
     arguments = "train --dataset npz --width 0.5 --batch-size 8 --noise none --name cold".split()
     first_step._without_command_line([*arguments, "--out", str(tmp_path)])
     ((config, folder),) = asked
-    assert (config.dataset, config.width, config.batch_size, config.noise) == ("npz", 0.5, 8, "none")
-    assert config.epochs == 200 and folder == tmp_path / "cold"
+    assert (config.data.dataset, config.network.width, config.training.batch_size, config.labels.noise) == (
+        "npz",
+        0.5,
+        8,
+        "none",
+    )
+    assert config.training.epochs == 200 and folder == tmp_path / "cold"
 
 
 def test_compile_time(tmp_path, capsys, monkeypatch, toy):

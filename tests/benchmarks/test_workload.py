@@ -1,22 +1,20 @@
 """What is measured is the program's own step, whichever method is injected."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import flops, workload
-from examples.noisy_images.config import PAPER
+from examples.noisy_images.config import PAPER, replace
 from examples.noisy_images.training import methods
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-TINY = dataclasses.replace(PAPER, model="mlp", width=0.03, batch_size=4)
+TINY = replace(PAPER, model="mlp", width=0.03, batch_size=4)
 
 
 def after_two_steps(method, **settings):
-    call = (work := workload.Workload(dataclasses.replace(TINY, method=method, **settings))).repeated(work.compile())
+    call = (work := workload.Workload(replace(TINY, method=method, **settings))).repeated(work.compile())
     for _ in range(2):
         call()
     return call.carry
@@ -31,7 +29,7 @@ def test_optax_sam_takes_the_step_of_our_own():
 
 def test_methods_of_the_program_are_left_as_they_were():
     before = dict(methods.METHODS)
-    workload.Workload(dataclasses.replace(TINY, method="optax.contrib.sam"))
+    workload.Workload(replace(TINY, method="optax.contrib.sam"))
     assert before == methods.METHODS
     assert set(workload.METHODS) == {*before, *workload.FURTHER}
 
@@ -39,7 +37,7 @@ def test_methods_of_the_program_are_left_as_they_were():
 def test_operations_of_a_call_are_counted_by_images_passes_and_steps():
     network = flops.network("mlp", width=0.03, num_classes=10, image_shape=(32, 32, 3))
     assert network == 32 * 32 * 3 * 15 + 15 * 15 + 15 * 10
-    sgd = workload.Workload(dataclasses.replace(TINY, method="sgd"))
+    sgd = workload.Workload(replace(TINY, method="sgd"))
     saner = workload.Workload(TINY, steps_per_call=3)
     assert sgd.flops == 6 * 4 * network
     assert saner.flops == 2 * 3 * sgd.flops
@@ -58,7 +56,7 @@ def test_memory_of_a_known_function():
 
 def test_several_steps_in_one_call_are_the_same_steps():
     steps = 2
-    work = workload.Workload(dataclasses.replace(TINY, method="sgd"), steps_per_call=steps)
+    work = workload.Workload(replace(TINY, method="sgd"), steps_per_call=steps)
     scanned = work.repeated(work.compile())
     scanned()
     assert int(scanned.carry.step) == steps

@@ -1,9 +1,11 @@
 """The command line: sub-commands, their help, and errors of one line."""
 
-import dataclasses
+import errno
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -13,13 +15,13 @@ import numpy as np
 import pytest
 
 from examples.noisy_images import cli, config, data, models
-from examples.noisy_images.config import PAPER, Config
+from examples.noisy_images.config import PAPER, replace
 from examples.noisy_images.paper import comparison
 from examples.noisy_images.suspects import ranking
-from examples.noisy_images.training import methods, run
+from examples.noisy_images.training import epochs, methods, run
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("compare", *cli.COMMANDS)
+COMMANDS = tuple(cli.COMMANDS)
 
 
 @pytest.fixture(autouse=True)
@@ -79,9 +81,9 @@ def test_folders_that_are_not_what_is_needed(fails, tmp_path):
         assert re.match(r"error: .*empty/config.json does not exist: empty is not the folder", fails(command, "empty"))
     folder = tmp_path / "runs" / "mine"
     folder.mkdir(parents=True)
-    written = config.to_json(Config(dataset="digits", model="mlp", rate=0.2))
+    written = config.to_json(replace(config.DIGITS, rate=0.2))
     (folder / "config.json").write_text(json.dumps(written))
-    message = fails("train", "--dataset", "digits", "--model", "mlp", "--alpha", "0.3", "--name", "mine")
+    message = fails("train", "--dataset", "digits", "--alpha", "0.3", "--name", "mine")
     assert "already holds a run of another configuration (rate: 0.5 here, 0.2 there; alpha: 0.3 here, 0.5" in message
     (folder / "config.json").write_text("{")
     assert "is not valid JSON" in fails("resume", folder)
@@ -90,7 +92,7 @@ def test_folders_that_are_not_what_is_needed(fails, tmp_path):
 
 def test_interruptions_exit_with_130(fails, monkeypatch):
     def interrupted(config, folder, devices):
-        raise run.Interrupted(folder / "with blank", 7)
+        raise epochs.Interrupted(folder / "with blank", 7)
 
     monkeypatch.setattr(run, "train", interrupted)
     line = fails("train", *SMALL, "--name", "x", status=130)
@@ -125,7 +127,7 @@ def test_help_documents_every_option(command, capsys, monkeypatch):
         words = re.sub(r"\(default: .*?\)|\(required\)|--no-[a-z-]+|\{.*?\}|\b[A-Z]+\b", " ", about.replace("\n", " "))
         assert len(re.findall(r"[a-z]+", words)) >= 2, (option, about)
     if command in ("compare", "train", "noise"):
-        fields = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)} - {"--noise-options"}
+        fields = {f"--{name.replace('_', '-')}" for name in config.flat(PAPER)}
         assert fields | {"--symmetric-count", "--instance-count"} <= options.keys()
     else:
         given = {
@@ -160,9 +162,9 @@ def test_without_a_sub_command_it_compares(monkeypatch, tmp_path):
     cli.main([])
     cli.main(["--seeds", "4", "--methods", "sam", "--epochs", "3", "--name", "x"])
     cli.main(["compare", "--dataset", "cifar100", "--out", "elsewhere"])
-    default = (comparison.DIGITS, ("sgd", "sam", "saner"), (0, 1, 2), Path("runs/digits"), None)
-    short = (dataclasses.replace(comparison.DIGITS, epochs=3), ("sam",), (4,), Path("runs/x"), None)
-    paper = (dataclasses.replace(PAPER, dataset="cifar100"), ("sgd", "sam", "saner"), (0, 1, 2))
+    default = (config.DIGITS, ("sgd", "sam", "saner"), (0, 1, 2), Path("runs/digits"), None)
+    short = (replace(config.DIGITS, epochs=3), ("sam",), (4,), Path("runs/x"), None)
+    paper = (replace(PAPER, dataset="cifar100"), ("sgd", "sam", "saner"), (0, 1, 2))
     assert compared == [default, short, (*paper, Path("elsewhere/cifar100"), None)]
 
 
@@ -183,8 +185,8 @@ def test_train_starts_from_the_papers_protocol(monkeypatch):
     ]
     assert [c.seed for c, _ in trained] == [0, 3, 4, 3, 4]
     second, last = trained[1][0], trained[-1][0]
-    assert second.noise_options.asymmetric_picks == "affected" and not second.augment
-    assert last.learning_rate_drops == (0.3,) and last.scan_epochs is True
+    assert second.labels.noise_options.asymmetric_picks == "affected" and not second.data.augment
+    assert last.optimizer.learning_rate_drops == (0.3,) and last.circumstances.scan_epochs is True
 
 
 def test_list_names_all_that_exists(capsys):
@@ -226,7 +228,7 @@ from pathlib import Path
 from examples.noisy_images.training import run
 from examples.noisy_images.config import Config
 
-config = Config(
+config = configure(
     dataset="npz", data_dir=sys.argv[1], noise="none", model="mlp", width=1 / 64, method="sgd", batch_size=8, epochs=1
 )
 run.train(config, Path(sys.argv[2]))
@@ -243,7 +245,7 @@ def test_training_needs_no_package_that_prepares_or_shows(npz, tmp_path, program
     assert "note: matplotlib is not installed" in done.stderr
     written = {path.name for path in (tmp_path / "run").iterdir()}
     assert written == {
-        *("config.json", "environment.json", "noise.json", "metrics.jsonl"),
+        *("config.json", "data.json", "environment.json", "noise.json", "metrics.jsonl"),
         *("checkpoints", "samples", "summary.json"),
     }
 
@@ -270,3 +272,48 @@ def test_a_whole_session(start, npz, tmp_path, until):
     shown = dict(line.split() for line in process.stdout.splitlines())
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert float(shown["test_accuracy"]) == np.round(last["test_accuracy"], 4) and shown["epoch"] == "2"
+
+
+def test_a_copy_under_another_name_trains(tmp_path, npz, program_environment):
+    """The folder is a program of its own: nothing inside names the place that it lies at."""
+    shutil.copytree(ROOT / "examples" / "noisy_images", tmp_path / "forked", ignore=shutil.ignore_patterns("results"))
+    options = f"train --protocol paper --dataset npz --data-dir {npz()} --noise none --model mlp --width 0.02"
+    command = [sys.executable, "-m", "forked", *options.split(), "--batch-size", "8", "--epochs", "1", "--name", "mine"]
+    done = subprocess.run(command, cwd=tmp_path, env=program_environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    environment = json.loads((tmp_path / "runs" / "mine" / "environment.json").read_text())
+    assert environment["command"].startswith("python -m forked train ")
+    sources = [path.read_text() for path in (tmp_path / "forked").rglob("*.py")]
+    assert not any("from examples" in text or "import examples" in text for text in sources)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_disk_that_takes_no_more_is_one_line(number, fails, monkeypatch):
+    def full(config, folder, devices):
+        raise OSError(number, os.strerror(number), "runs/x/metrics.jsonl")
+
+    monkeypatch.setattr(run, "train", full)
+    line = fails("train", *SMALL, status=1)
+    assert line.startswith(f"error: cannot write runs/x/metrics.jsonl ({os.strerror(number)})")
+
+
+def test_a_reader_that_has_ended_is_no_traceback(program_environment):
+    command = f"{sys.executable} -m examples.noisy_images list | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=program_environment | {"PYTHONUNBUFFERED": "1"}, capture_output=True
+    )
+    assert done.returncode in (0, 128 + signal.SIGPIPE) and done.stderr == b""
+
+
+def test_a_terminal_that_cannot_show_a_name(program_environment, tmp_path):
+    labels = np.arange(8) % 2
+    np.savez(tmp_path / "d.npz", images=np.zeros((8, 4, 4), np.uint8), labels=labels, class_names=["猫", "犬"])
+    options = f"train --protocol paper --dataset npz --data-dir {tmp_path / 'd.npz'} --noise none --model mlp"
+    command = [sys.executable, "-m", "examples.noisy_images", *options.split(), "--width", "0.02", "--batch-size", "4"]
+    done = subprocess.run(
+        [*command, "--epochs", "1", "--out", str(tmp_path)],
+        cwd=ROOT,
+        env=program_environment | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -6,11 +6,11 @@ import json
 import pytest
 
 from examples.noisy_images import config as configuration
-from examples.noisy_images.config import PAPER, Config
+from examples.noisy_images.config import PAPER, configure, replace
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.labels.noise import NoiseOptions
 
-ODD = Config(
+ODD = configure(
     dataset="npz",
     data_dir="here.npz",
     holdout=0.1,
@@ -39,7 +39,8 @@ def test_the_defaults_are_the_papers_protocol():
         "evaluate_every": 1,
         "precision": "float32",
     }
-    assert {name: getattr(PAPER, name) for name in paper} == paper
+    settings = configuration.flat(PAPER) | {"alpha_ramp_epochs": PAPER.alpha_ramp_epochs}
+    assert {name: settings[name] for name in paper} == paper
 
 
 @pytest.mark.parametrize("config", [PAPER, ODD])
@@ -51,15 +52,47 @@ def test_a_file_gives_back_what_was_written(tmp_path, config):
 
 
 def test_differences_are_named_with_both_values():
-    changed = dataclasses.replace(PAPER, rate=0.2, noise_options=NoiseOptions(instance_count="pdn"))
-    rate, options = sorted(configuration.differences(changed, PAPER), reverse=True)
-    assert rate == "rate: 0.2 here, 0.5 there"
-    assert options.startswith("noise_options: ") and "pdn" in options
+    changed = replace(PAPER, rate=0.2, noise_options=NoiseOptions(instance_count="pdn"))
+    assert configuration.differences(changed, PAPER) == [
+        "rate: 0.2 here, 0.5 there",
+        "instance_count: 'pdn' here, 'exact' there",
+    ]
+
+
+def test_circumstances_make_no_other_run():
+    elsewhere = replace(PAPER, data_dir="elsewhere", workers=0, skip_corrupt=True, evaluate_every=5)
+    assert elsewhere != PAPER and configuration.differences(elsewhere, PAPER) == []
+    assert configuration.run_name(elsewhere) == configuration.run_name(PAPER)
+
+
+def test_a_setting_is_found_in_whichever_section_it_stands():
+    changed = replace(PAPER, rho=0.2, epochs=3, symmetric_count="bernoulli", seed=4, workers=0)
+    assert (changed.optimizer.rho, changed.training.epochs, changed.seed) == (0.2, 3, 4)
+    assert (changed.labels.noise_options.symmetric_count, changed.circumstances.workers) == ("bernoulli", 0)
+    with pytest.raises(TypeError, match="no setting is called rate_of_learning"):
+        replace(PAPER, rate_of_learning=0.1)
+
+
+def test_no_two_settings_share_a_name():
+    def names(section):
+        for field in dataclasses.fields(section):
+            value = getattr(section, field.name)
+            yield from names(value) if dataclasses.is_dataclass(value) else [field.name]
+
+    assert len(list(names(PAPER))) == len(configuration.flat(PAPER))
+
+
+def test_files_without_sections_are_still_read(tmp_path):
+    """As they were written before settings had sections."""
+    old = configuration.flat(ODD)
+    old["noise_options"] = {name: old.pop(name) for name in configuration.flat(ODD.labels.noise_options)}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert configuration.read(tmp_path / "config.json") == ODD
 
 
 def test_the_noise_seed_is_the_training_seed_unless_given():
-    assert Config(seed=3).noise_seed_used == 3
-    assert Config(seed=3, noise_seed=0).noise_seed_used == 0
+    assert configure(seed=3).noise_seed_used == 3
+    assert configure(seed=3, noise_seed=0).noise_seed_used == 0
 
 
 @pytest.mark.parametrize(
@@ -91,19 +124,24 @@ def test_the_noise_seed_is_the_training_seed_unless_given():
         ({"seed": 2**31}, r"--seed must be below 2\*\*31"),
         ({"noise_seed": -1}, "--noise-seed must be at least 0"),
         ({"workers": -1}, "--workers must be at least 0"),
-        ({"learning_rate_drops": (0.5, 1.5)}, "--learning-rate-drops must be shares"),
+        ({"learning_rate_drops": (0.5, 1.5)}, r"--learning-rate-drops must be in \(0, 1\], got 1.5"),
         ({"fsam_decay": 1.0}, "--fsam-decay must be in"),
         ({"vasso_theta": 0.0}, "--vasso-theta must be in"),
     ],
 )
 def test_impossible_values_are_named(change, message):
     with pytest.raises(UserError, match=message) as error:
-        configuration.check(dataclasses.replace(PAPER, **change))
+        configuration.check(replace(PAPER, **change))
     assert "\n" not in str(error.value)
 
 
 def test_possible_values_pass():
-    for config in (PAPER, ODD, Config(rate=0, holdout=0), Config(rate=1.0, alpha=-0.5, alpha_ramp=0.0, seed=2**31 - 1)):
+    for config in (
+        PAPER,
+        ODD,
+        configure(rate=0, holdout=0),
+        configure(rate=1.0, alpha=-0.5, alpha_ramp=0.0, seed=2**31 - 1),
+    ):
         configuration.check(config)
 
 
@@ -114,9 +152,13 @@ def test_possible_values_pass():
         ("{", "is not valid JSON"),
         ("[1]", "is not a configuration of this program"),
         ('{"dropuot": 0.1, "rate": 0.2}', "settings that this version does not know: dropuot"),
-        ('{"noise_options": {"colour": "red"}}', "is not a configuration of this program: .*colour"),
+        ('{"noise_options": {"colour": "red"}}', "settings that this version does not know: colour"),
         ('{"noise_options": {"instance_count": "some"}}', "instance_count"),
-        ('{"learning_rate_drops": 3}', "is not a configuration of this program"),
+        ('{"learning_rate_drops": 3}', "is not a configuration of this program: --learning-rate-drops .* got 3"),
+        ('{"training": {"epochs": "many"}}', "--epochs must be of type int, got 'many'"),
+        ('{"data": {"augment": 1}}', "--augment must be of type bool, got 1"),
+        ('{"optimizer": {"rho": [0.1]}}', r"--rho must be of type float, got \(0.1,\)"),
+        ('{"optimizer": 3}', "settings that this version does not know: optimizer"),
     ],
 )
 def test_files_that_are_no_configuration(tmp_path, text, message):

@@ -7,18 +7,21 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from ..errors import UserError, unknown_name
-from . import cifar, digits, own, tiny_imagenet, webvision
+from . import cifar, digits, folder, npz, tiny_imagenet, webvision
 from .dataset import (
+    TEST_SHARE,
     Dataset,
-    ImageFiles,
     Source,
     Split,
     leave_out_fold,
     memory_bytes,
+    order_of_ids,
     stratified_split,
     stratified_subset,
 )
+from .file_names import original, printable
 from .identity import check_same_samples, fingerprint, fingerprints, identities
+from .image_files import ImageFiles
 
 __all__ = [
     "LOADERS",
@@ -34,7 +37,10 @@ __all__ = [
     "load",
     "memory_bytes",
     "names",
+    "order_of_ids",
+    "original",
     "prepare",
+    "printable",
     "stratified_split",
     "stratified_subset",
 ]
@@ -45,8 +51,8 @@ LOADERS: dict[str, Callable[[Source], Dataset]] = {
     "cifar100": functools.partial(cifar.load, "cifar100"),
     "tiny_imagenet": tiny_imagenet.load,
     "mini_webvision": webvision.load,
-    "folder": own.load_folder,
-    "npz": own.load_npz,
+    "folder": folder.load,
+    "npz": npz.load,
 }
 
 
@@ -67,8 +73,10 @@ def load(
     std: Sequence[float] | None = None,
     crop_padding: int | None = None,
     flip: bool | None = None,
+    in_memory: bool = False,
+    test_share: float = TEST_SHARE,
 ) -> Dataset:
-    """Load a data set with the labels that its source ships.
+    """Load a data set with the labels that its source ships; its `description` says in one line what it is.
 
     Args:
       name: A name of `LOADERS`.
@@ -82,13 +90,18 @@ def load(
       std: Per channel, of pixels scaled to [0, 1], instead of the data set's own.
       crop_padding: Padding of the random crop instead of the data set's own; 0 is no crop.
       flip: Whether to flip training images at random, instead of the data set's own habit.
+      in_memory: A folder only: decode images into memory at `image_size`, where they fit, instead of streaming them.
+      test_share: Share of one's own samples that become the test set where they have none; 0 leaves it empty, so that
+        every sample is trained on.
 
     Raises:
       UserError: The name is unknown, or the data is missing, incomplete or wrong; the sentence says what to do.
     """
     if name not in LOADERS:
         raise unknown_name("data set", name, LOADERS)
-    dataset = LOADERS[name](Source(data_dir, skip_corrupt, seed, image_size, validation_dir))
+    dataset = LOADERS[name](Source(data_dir, skip_corrupt, seed, image_size, validation_dir, in_memory, test_share))
+    if len(dataset.image_shape) == 1 and (crop_padding or flip):
+        raise UserError(f"{data_dir} holds features, which cannot be cropped or flipped: leave these options out.")
     channels = dataset.image_shape[-1]
     for option, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != channels:

@@ -22,6 +22,9 @@ def augment(key: jax.Array, images: jax.Array, *, crop_padding: int, flip: bool)
     Returns:
       uint8 (B, H, W, C).
     """
+    if images.ndim == 2:
+        # Features have no place to be moved in.
+        return images
     count, height, width, channels = images.shape
     crop_key, flip_key = jax.random.split(key)
     if crop_padding:
@@ -39,6 +42,9 @@ def augment(key: jax.Array, images: jax.Array, *, crop_padding: int, flip: bool)
 
 
 def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype=jnp.float32) -> jax.Array:
-    """Scale uint8 images to [0, 1], subtract `mean` and divide by `std` per channel; `dtype` is the result's."""
-    scaled = images.astype(jnp.float32) / 255
+    """Scale uint8 images to [0, 1], subtract `mean` and divide by `std` per channel; `dtype` is the result's.
+
+    Floats (B, D) are features: they are standardised by column and not scaled before.
+    """
+    scaled = images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
     return ((scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)).astype(dtype)

@@ -23,7 +23,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..errors import UserError
-from .dataset import Dataset, Source, make_split, read_cached_arrays, write_cached_arrays
+from .cache import read_cached_arrays, write_cached_arrays
+from .dataset import Dataset, Source, make_split
 
 VERSION = "3.0.2"
 MEAN = (0.4914, 0.4822, 0.4465)

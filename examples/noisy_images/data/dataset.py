@@ -1,22 +1,21 @@
-"""The records of a data set, and what every source of data shares: subsets, image files, caches."""
+"""The records of a data set, and what every source of data shares: subsets, folds, statistics, augmentation."""
 
-import collections
-import concurrent.futures
 import dataclasses
-import io
+import hashlib
 import os
 import pathlib
-import threading
 import warnings
-import zipfile
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..errors import UserError
+from .file_names import shorten
+from .image_files import ImageFiles
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+TEST_SHARE = 0.2
+# What lossy compression does to grey pixels.
+_GREY_TOLERANCE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +29,8 @@ class Source:
         training seed: runs of several training seeds have to share one test set.
       image_size: Side in pixels of the images of a set that is streamed from files; None is 224.
       validation_dir: Mini-WebVision only: the ImageNet validation folder to test on instead of WebVision's own.
+      in_memory: A folder only: decode images into memory at `image_size`, where they fit, instead of streaming them.
+      test_share: Share of the samples that become the test set where one's own data has none; 0 leaves it empty.
     """
 
     data_dir: str | os.PathLike | None = None
@@ -37,6 +38,8 @@ class Source:
     seed: int = 0
     image_size: int | None = None
     validation_dir: str | os.PathLike | None = None
+    in_memory: bool = False
+    test_share: float = TEST_SHARE
 
     def path(self, name: str, what: str) -> pathlib.Path:
         """Return `data_dir` as a path that exists."""
@@ -48,80 +51,12 @@ class Source:
         return path
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageFiles:
-    """Images that stay in their files and are decoded one at a time, for sets too large for memory.
-
-    Attributes:
-      paths: Paths of the images, or names of the members of `archive`.
-      image_size: Side in pixels of the square that `streaming.batches` crops from every image.
-      archive: A zip file that holds the images; None when they are plain files.
-    """
-
-    paths: tuple[str, ...]
-    image_size: int = 224
-    archive: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, item):
-        """Return the decoded image at an integer, or the image files at a slice or an array of integers."""
-        if isinstance(item, (int, np.integer)):
-            return np.asarray(self.open(int(item)))
-        positions = np.arange(len(self))[item]
-        return dataclasses.replace(self, paths=tuple(self.paths[i] for i in positions))
-
-    def read(self, position: int) -> bytes:
-        """Return the bytes of one file."""
-        if self.archive is None:
-            return pathlib.Path(self.paths[position]).read_bytes()
-        with _ZIP_LOCK:
-            return _open_zip(self.archive).read(self.paths[position])
-
-    def open(self, position: int, at_least: int | None = None):
-        """Return one image as an RGB `PIL.Image`.
-
-        With `at_least`, a JPEG may come decoded at half, a quarter or an eighth of its size, as long as no side
-        falls below `at_least`: that is several times faster for large photographs.
-
-        Raises:
-          UserError: The image cannot be decoded.
-        """
-        try:
-            image = _pil_image(self.read(position))
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))
-            return image.convert("RGB")
-        # Pillow's plug-ins raise whatever their parsing code meets.
-        except Exception as error:
-            raise UserError(
-                f"cannot read the image {self.paths[position]!r} ({error}): replace or remove it, "
-                "or start again with --skip-corrupt."
-            ) from error
-
-    def sizes(self) -> np.ndarray:
-        """Return (height, width) of every image, an int32 array (N, 2), from the files' headers.
-
-        An image that cannot be read has (0, 0).
-        """
-
-        def size(position: int) -> tuple[int, int]:
-            try:
-                return _pil_image(self.read(position)).size[::-1]
-            # Pillow's plug-ins raise whatever their parsing code meets.
-            except Exception:
-                return (0, 0)
-
-        return np.asarray(_map_images(self, size), np.int32).reshape(-1, 2)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Images with their labels.
+    """Samples with their labels.
 
     Attributes:
-      images: uint8 (N, H, W, C) in memory, or the files of images that are streamed.
+      images: uint8 (N, H, W, C) in memory, or the files of images that are streamed; float32 (N, D) for features.
       labels: int32 (N,), the given labels: what the source ships, until label noise replaces them.
       clean_labels: int32 (N,), the true labels; None when they are unknown.
       index: int64 (N,), each image's place in the source's own order.
@@ -145,6 +80,11 @@ class Split:
     def streamed(self) -> bool:
         """Whether the images stay in their files."""
         return isinstance(self.images, ImageFiles)
+
+    @property
+    def identities(self) -> list[str]:
+        """The name of every sample that outlives its position: its id, or its index as text."""
+        return [str(index) for index in self.index] if self.ids is None else list(self.ids)
 
     def take(self, positions: np.ndarray) -> "Split":
         """Return the samples at these positions, in this order."""
@@ -175,10 +115,11 @@ class Dataset:
       test: The test split.
       class_names: One name per class, in the order of the labels.
       superclasses: int32 (num_classes,), the superclass of each class; None where there are none.
-      mean: Per channel, of pixels scaled to [0, 1].
-      std: Per channel, of pixels scaled to [0, 1].
+      mean: Per channel, of pixels scaled to [0, 1]; per column of features.
+      std: Per channel, of pixels scaled to [0, 1]; per column of features.
       crop_padding: Black pixels added on every side before the random crop; 0 is no crop.
       flip: Whether training images are flipped horizontally at random.
+      layout: What the source was taken for where that had to be guessed, as a phrase.
     """
 
     name: str
@@ -190,26 +131,48 @@ class Dataset:
     std: tuple[float, ...]
     crop_padding: int
     flip: bool
+    layout: str = ""
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the images that a model gets."""
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width and channels of the images that a model gets, or the number of features alone."""
         images = self.train.images
         if isinstance(images, ImageFiles):
             return (images.image_size, images.image_size, 3)
         return images.shape[1:]
 
+    @property
+    def description(self) -> str:
+        """What the data set was taken for, in one line."""
+        shape, count = self.image_shape, len(self.train) + len(self.test)
+        if len(shape) == 1:
+            kind, size = "samples", f"{shape[0]:,} features"
+        else:
+            kind, size = "images", f"{shape[0]}x{shape[1]} pixels" + (", grey" if shape[2] == 1 else "")
+        stored = sum(split.images.nbytes for split in (self.train, self.test) if not split.streamed)
+        where = "streamed from files" if self.train.streamed else f"{stored / 2**20:,.1f} MiB in memory"
+        parts = [
+            f"{self.num_classes:,} classes ({shorten(self.class_names)})",
+            f"{count:,} {kind}, {len(self.train):,} to train and {len(self.test):,} to test",
+            size,
+            where,
+        ]
+        return f"{self.name}: {'; '.join([*parts, self.layout] if self.layout else parts)}"
 
-def make_split(images: np.ndarray | ImageFiles, labels: np.ndarray, *, clean: bool, index=None) -> Split:
+
+def make_split(
+    images: np.ndarray | ImageFiles, labels: np.ndarray, *, clean: bool, index=None, paths=None, ids=None
+) -> Split:
     """Return a split of the source's own labels, which are the true labels where `clean` says so."""
     labels = np.asarray(labels, np.int32)
     index = np.arange(len(labels)) if index is None else index
-    paths = images.paths if isinstance(images, ImageFiles) else None
-    return Split(images, labels, labels.copy() if clean else None, np.asarray(index, np.int64), paths)
+    if paths is None and isinstance(images, ImageFiles):
+        paths = images.paths
+    return Split(images, labels, labels.copy() if clean else None, np.asarray(index, np.int64), paths, ids)
 
 
 def memory_bytes(dataset: Dataset) -> int:
@@ -224,11 +187,14 @@ def memory_bytes(dataset: Dataset) -> int:
     return total
 
 
-def stratified_positions(labels: np.ndarray, size: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified_positions(
+    labels: np.ndarray, size: int, num_classes: int, seed: int, ids: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Choose `size` samples with the class proportions of all; return their positions and those of the rest.
 
     Each class gives its proportional share rounded down; the samples still missing come from the classes with the
-    largest remainders, so the size is exact. Both results are sorted.
+    largest remainders, so the size is exact. Both results are sorted. With `ids` it depends on a sample's id and not
+    on its position who is chosen, so that a sample that is added or taken away hardly changes the choice.
     """
     rng = np.random.default_rng(seed)
     counts = np.bincount(labels, minlength=num_classes)
@@ -237,10 +203,21 @@ def stratified_positions(labels: np.ndarray, size: int, num_classes: int, seed: 
     missing = size - shares.sum()
     shares[np.argsort(-remainders, kind="stable")[:missing]] += 1
     chosen = np.zeros(len(labels), bool)
+    order = None if ids is None else order_of_ids(ids, seed)
     for label, share in enumerate(shares):
-        members = np.flatnonzero(labels == label)
-        chosen[rng.permutation(members)[:share]] = True
+        if order is None:
+            members = rng.permutation(np.flatnonzero(labels == label))
+        else:
+            members = order[labels[order] == label]
+        chosen[members[:share]] = True
     return np.flatnonzero(chosen), np.flatnonzero(~chosen)
+
+
+def order_of_ids(ids: Sequence[str], seed: int) -> np.ndarray:
+    """Return the positions of samples in a random order that a sample added or taken away leaves as it was."""
+    key = str(seed).encode()
+    keys = [hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in ids]
+    return np.asarray(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
 
 
 def stratified_subset(split: Split, size: int, num_classes: int, seed: int) -> Split:
@@ -252,8 +229,44 @@ def stratified_split(split: Split, size: int, num_classes: int, seed: int) -> tu
     """Divide a split into a class-stratified part of exactly `size` samples and the rest."""
     if not 0 < size <= len(split):
         raise UserError(f"cannot take {size} of {len(split)} samples: choose a size from 1 to {len(split)}.")
-    chosen, rest = stratified_positions(split.labels, size, num_classes, seed)
+    chosen, rest = stratified_positions(split.labels, size, num_classes, seed, split.ids)
     return split.take(chosen), split.take(rest)
+
+
+def split_off_test(split: Split, num_classes: int, source: Source) -> tuple[Split, Split]:
+    """Divide samples into training and test samples, these with the true labels where they are known."""
+    if not 0 <= source.test_share < 1:
+        raise UserError(f"the share of the test set must lie from 0 to below 1, got {source.test_share}.")
+    size = round(source.test_share * len(split))
+    if source.test_share == 0:
+        return split, split.take(np.arange(0))
+    if not 0 < size < len(split):
+        raise UserError(f"{len(split)} samples are too few to split off a test set: give test samples of your own.")
+    test, train = stratified_split(split, size, num_classes, source.seed)
+    if test.clean_labels is not None:
+        test = dataclasses.replace(test, labels=test.clean_labels.copy())
+    return train, test
+
+
+def check_classes(train: Split, test: Split, class_names: Sequence[str], where: str) -> None:
+    """Refuse test samples of classes that training never sees; say which other classes have no training sample."""
+    seen = np.zeros(len(class_names), bool)
+    for labels in (train.labels, train.clean_labels):
+        if labels is not None:
+            seen[labels] = True
+    if seen.sum() < 2:
+        raise UserError(f"{where} has training samples of one class alone ({class_names[seen.argmax()]}): add others.")
+    tested = np.bincount(test.labels, minlength=len(class_names))
+    if unseen := [name for name, count, known in zip(class_names, tested, seen, strict=True) if count and not known]:
+        raise UserError(
+            f"{where} has test samples of {len(unseen)} classes without a training sample ({shorten(unseen)}): add "
+            "training samples, or take the test samples away."
+        )
+    if empty := [name for name, known in zip(class_names, seen, strict=True) if not known]:
+        warnings.warn(
+            f"{where} has no training sample of {len(empty)} of {len(class_names)} classes ({shorten(empty)})",
+            stacklevel=4,
+        )
 
 
 def leave_out_fold(split: Split, folds: int, fold: int, seed: int) -> tuple[Split, Split]:
@@ -266,10 +279,19 @@ def leave_out_fold(split: Split, folds: int, fold: int, seed: int) -> tuple[Spli
         from sklearn.model_selection import StratifiedKFold
     except ImportError as error:
         raise UserError("folds need scikit-learn: run `pip install scikit-learn`.") from error
-    if (largest := np.bincount(split.labels).max()) < folds:
+    counts = np.bincount(split.labels)
+    if (largest := counts.max()) < folds:
         raise UserError(f"the largest class has {largest} samples, too few for {folds} folds: choose fewer.")
-    divisions = StratifiedKFold(folds, shuffle=True, random_state=seed).split(split.labels, split.labels)
-    kept, left_out = list(divisions)[fold]
+    few = int(((counts > 0) & (counts < folds)).sum())
+    # Once for all folds, and in the program's words.
+    if few and fold == 0:
+        warnings.warn(
+            f"{few} classes have fewer samples than there are folds ({folds}): some folds lack them", stacklevel=2
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        divisions = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(split.labels, split.labels))
+    kept, left_out = divisions[fold]
     return split.take(kept), split.take(left_out)
 
 
@@ -286,185 +308,31 @@ def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float
     return tuple(float(value) for value in mean), tuple(float(value) for value in std)
 
 
-def default_augmentation(image_shape: Sequence[int]) -> tuple[int, bool]:
-    """Return `(crop_padding, flip)` for images of which nothing but the shape is known.
-
-    The padding is an eighth of the shorter side, which gives the usual 4 of 32 pixels and 8 of 64, and no crop below
-    28 pixels. Colour images are taken for photographs and flipped; grey ones are often characters, where a mirror
-    image is another class, and are not.
-    """
-    side = min(image_shape[:2])
-    return (side // 8 if side >= 28 else 0), image_shape[-1] == 3
+def feature_statistics(features: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of every column of float32 (N, D)."""
+    mean, std = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+    # A column that never varies would be divided by zero, or by the rounding of its mean.
+    std = np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-30), std, 1)
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def decode_images(files: ImageFiles, *, skip_corrupt: bool, side: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Decode every image into one array uint8 (N, H, W, 3); return it and the positions that it holds.
-
-    Args:
-      files: The images, all of one size.
-      skip_corrupt: Leave out images that cannot be read instead of raising.
-      side: The height and width that the images must have; None is the size of the first that can be read.
-
-    Raises:
-      UserError: Images that cannot be read (named and counted), or that differ in size.
-    """
-    shape = _first_shape(files) if side is None else (side, side, 3)
-    images = np.empty((len(files), *shape), np.uint8)
-
-    def decode(position: int) -> tuple[int, ...]:
-        image = np.asarray(files.open(position))
-        if image.shape == shape:
-            images[position] = image
-        return image.shape
-
-    results = _map_images(files, decode)
-    good = _good_positions(files, results, skip_corrupt)
-    for position in good:
-        if results[position] != shape:
-            height, width = results[position][:2]
-            raise UserError(
-                f"the image {files.paths[position]!r} has {height}x{width} pixels where {shape[0]}x{shape[1]} are "
-                "expected: resize it."
-            )
-    return (images if len(good) == len(files) else images[good]), good
-
-
-def readable_images(files: ImageFiles, *, skip_corrupt: bool, checked: pathlib.Path) -> np.ndarray:
-    """Return the positions of the images that can be decoded, after decoding all of them once.
-
-    What could be read is kept in the file `checked`, so that the next start reads only files that are new or have
-    changed.
-
-    Raises:
-      UserError: Images that cannot be read (named and counted), unless they are to be skipped.
-    """
-    stamps = [_stamp(path) for path in files.paths]
-    known = set(checked.read_text().splitlines()) if checked.is_file() else set()
-    unknown = np.array([i for i, stamp in enumerate(stamps) if stamp not in known], np.int64)
-    # An eighth of the size is enough to meet every fault of a JPEG's data, and several times faster.
-    new = files[unknown]
-    results: list[Any] = [None] * len(files)
-    for position, result in zip(unknown, _map_images(new, lambda i: new.open(i, at_least=1).size), strict=True):
-        results[position] = result
-    good = _good_positions(files, results, skip_corrupt)
-    if len(unknown):
-        write_cache(checked, lambda file: file.write("\n".join(stamps[i] for i in good).encode()))
-    return good
-
-
-def write_cache(path: pathlib.Path, write) -> bool:
-    """Let `write(file)` make a file that speeds up the next start; False where the folder cannot be written to.
-
-    The file appears whole or not at all.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except OSError as error:
-        warnings.warn(
-            f"cannot keep the cache {str(path)!r} ({error}): the next start will be slow again.", stacklevel=2
-        )
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
+def looks_grey(images: np.ndarray) -> bool:
+    """Return whether no pixel of uint8 images (N, H, W, C) has a colour that an eye would see."""
+    if images.shape[-1] == 1:
+        return True
+    # By blocks, so that one colour photograph ends the search.
+    for block in np.array_split(images, max(1, len(images) // 256)):
+        if len(block) and int(np.max(block.max(-1) - block.min(-1))) > _GREY_TOLERANCE:
+            return False
     return True
 
 
-def write_cached_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Write an uncompressed .npz that speeds up the next start; False where the folder cannot be written to."""
-    return write_cache(path, lambda file: np.savez(file, **arrays))
+def default_augmentation(image_shape: Sequence[int], grey: bool = False) -> tuple[int, bool]:
+    """Return `(crop_padding, flip)` for images of which nothing but the shape is known, and whether they look grey.
 
-
-def read_cached_arrays(path: pathlib.Path, fingerprint: str | None) -> dict[str, np.ndarray] | None:
-    """Return the arrays of a cache; None when there is none, or one of other data than the fingerprint says."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if fingerprint is not None and str(archive["fingerprint"]) != fingerprint:
-                return None
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def shorten(names: Sequence[str], most: int = 3) -> str:
-    """Return the first few names and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(str(name) for name in names[:most]) + more
-
-
-_ZIP_LOCK = threading.Lock()
-_ZIPS: collections.OrderedDict[tuple[str, int], zipfile.ZipFile] = collections.OrderedDict()
-
-
-def _open_zip(path: str) -> zipfile.ZipFile:
-    # One handle per process: a forked or spawned worker must not share a file position with its parent.
-    key = (path, os.getpid())
-    if key not in _ZIPS:
-        _ZIPS[key] = zipfile.ZipFile(path)
-        while len(_ZIPS) > 4:
-            _ZIPS.popitem(last=False)[1].close()
-    return _ZIPS[key]
-
-
-def _pil_image(data: bytes):
-    from PIL import Image
-
-    return Image.open(io.BytesIO(data))
-
-
-def _map_images(files: ImageFiles, function) -> list:
-    """Return `function(i)` for every image, or the UserError that it raised; decoding releases the interpreter lock."""
-
-    def attempt(position):
-        try:
-            return function(position)
-        except UserError as error:
-            return error
-
-    # Registers Pillow's plug-ins once, before threads race to do so.
-    from PIL import Image
-
-    Image.init()
-    workers = max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        chunk = 64
-        chunks = pool.map(
-            lambda start: [attempt(i) for i in range(start, min(start + chunk, len(files)))],
-            range(0, len(files), chunk),
-        )
-        return [result for part in chunks for result in part]
-
-
-def _good_positions(files: ImageFiles, results: list, skip_corrupt: bool) -> np.ndarray:
-    corrupt = [path for path, result in zip(files.paths, results, strict=True) if isinstance(result, UserError)]
-    if corrupt and not skip_corrupt:
-        raise UserError(
-            f"{len(corrupt)} of {len(files)} images cannot be read ({shorten(corrupt)}): replace or remove them, "
-            "or leave them out with --skip-corrupt."
-        )
-    if len(corrupt) == len(files):
-        raise UserError(f"none of the {len(files)} images can be read ({shorten(corrupt)}): check the data.")
-    if corrupt:
-        warnings.warn(
-            f"left out {len(corrupt)} of {len(files)} images that cannot be read: {', '.join(corrupt)}", stacklevel=4
-        )
-    return np.asarray([i for i, result in enumerate(results) if not isinstance(result, UserError)], np.int64)
-
-
-def _first_shape(files: ImageFiles) -> tuple[int, int, int]:
-    for position in range(len(files)):
-        try:
-            return files[position].shape
-        except UserError:
-            continue
-    return (1, 1, 3)
-
-
-def _stamp(path: str) -> str:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return path
-    return f"{path}\t{stat.st_size}\t{stat.st_mtime_ns}"
+    The padding is an eighth of the shorter side, which gives the usual 4 of 32 pixels and 8 of 64, and no crop below
+    28 pixels. Colour images are taken for photographs and flipped; grey ones, in however many channels, are often
+    characters, where a mirror image is another class, and are not.
+    """
+    side = min(image_shape[:2])
+    return (side // 8 if side >= 28 else 0), image_shape[-1] == 3 and not grey

@@ -10,15 +10,16 @@ import hashlib
 import json
 import os
 import pathlib
-import re
-import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from ..errors import UserError
-from .dataset import Dataset, ImageFiles, Split, shorten, write_cached_arrays
+from .cache import write_cached_arrays
+from .dataset import Dataset, Split
+from .file_names import printable, shorten
+from .image_files import ImageFiles
 
 VERSION = 1
 _HASH_BYTES = 8
@@ -32,9 +33,7 @@ def identities(split: Split) -> list[str]:
     It is the path relative to the data's root in POSIX form, an `.npz` file's own id, or the index in the source's
     order as text.
     """
-    if split.ids is not None:
-        return list(split.ids)
-    return [str(index) for index in split.index]
+    return split.identities
 
 
 def fingerprints(split: Split, cache: str | os.PathLike | None = None) -> list[str]:
@@ -103,61 +102,6 @@ def check_same_samples(
         changes = [f"the classes are {shorten(dataset.class_names)} and were {shorten(stored['class_names'])}"]
     if changes:
         raise UserError(f"the data is not that of the run: {'; '.join(changes)}. Restore it, or start a new run.")
-
-
-def by_identity(split: Split, seed: int) -> np.ndarray:
-    """Return the positions of the samples in a random order in which each one's place depends on its identity alone.
-
-    A sample that is added or taken away leaves the order of the others as it was.
-    """
-    keys = [
-        hashlib.blake2b(name.encode(), digest_size=8, key=str(seed).encode()).digest() for name in identities(split)
-    ]
-    return np.asarray(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
-
-
-# --- names that can be printed ------------------------------------------------------------------------------------
-
-_ESCAPE = re.compile(r"\\\\|\\x[0-9a-f]{2}|\\u[0-9a-f]{4}")
-
-
-def printable(name: str) -> str:
-    r"""Return a file's name in a form that every encoding of Unicode can write; `original` gives the name back.
-
-    A byte that is not UTF-8, which Python holds as a lone surrogate, becomes `\xNN`; control characters and line
-    separators become `\uNNNN`, and a backslash is doubled.
-
-    >>> print(printable("caf\udce9.png"))
-    caf\xe9.png
-    """
-    # Nearly all names need no second look.
-    return name if name.isprintable() and "\\" not in name else "".join(map(_escaped, name))
-
-
-def original(name: str) -> str:
-    r"""Return the file's name that `printable` was given.
-
-    >>> original(printable("caf\udce9.png")) == "caf\udce9.png"
-    True
-    """
-    return _ESCAPE.sub(lambda match: _unescaped(match.group()), name)
-
-
-def _escaped(letter: str) -> str:
-    if letter == "\\":
-        return "\\\\"
-    if "\udc80" <= letter <= "\udcff":
-        return f"\\x{ord(letter) - 0xDC00:02x}"
-    if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
-        return f"\\u{ord(letter):04x}"
-    return letter
-
-
-def _unescaped(code: str) -> str:
-    if code == "\\\\":
-        return "\\"
-    number = int(code[2:], 16)
-    return chr(number + 0xDC00 if code[1] == "x" else number)
 
 
 # --- contents -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..errors import UserError
-from .dataset import ImageFiles, Split
+from .dataset import Split
+from .image_files import ImageFiles, silence_pillow
 
 # An image is scaled until its shorter side is this much longer than the square cut out of it: 256 for 224.
 _RESIZE_RATIO = 256 / 224
@@ -26,6 +27,7 @@ def batches(
     start_step: int = 0,
     workers: int,
     train: bool,
+    augment: bool = True,
     image_size: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -46,6 +48,7 @@ def batches(
         entry with `if __name__ == "__main__":`, because each worker imports it.
       train: Shuffle, crop at random and drop the last short batch; otherwise keep the order, crop the centre and fill
         the last batch up with repeats.
+      augment: Whether training crops at random; otherwise it too crops the centre.
       image_size: Side in pixels of the squares.
       process_index: The share: each process decodes its part of every batch, the first the first, and all together
         the batches of one.
@@ -80,7 +83,7 @@ def batches(
         flags.FLAGS.mark_as_parsed()
     share = batch_size // process_count
     rows = range(process_index * share, (process_index + 1) * share)
-    source = _Batches(split.images, batch_size, rows, seed, epoch, start_step, steps, train, image_size)
+    source = _Batches(split.images, batch_size, rows, seed, epoch, start_step, steps, train, augment, image_size)
     # One element is one whole batch, so a few of them in advance are plenty.
     threads = 1 if workers else 2
     loader = grain.MapDataset.source(source).to_iter_dataset(
@@ -142,12 +145,14 @@ class _Batches:
     start_step: int
     steps: int
     train: bool
+    augment: bool
     image_size: int
 
     def __len__(self) -> int:
         return self.steps - self.start_step
 
     def __getitem__(self, number) -> tuple[np.ndarray, np.ndarray]:
+        silence_pillow()
         step = self.start_step + int(number)
         order = np.arange(len(self.files))
         if self.train:
@@ -158,7 +163,7 @@ class _Batches:
         positions[: len(chosen)] = chosen
         for number, (row, position) in enumerate(zip(self.rows, chosen, strict=False)):
             # A crop depends on its image's place in the batch, and not on who cuts it.
-            rng = np.random.default_rng((self.seed, self.epoch, 1 + step, row)) if self.train else None
+            rng = np.random.default_rng((self.seed, self.epoch, 1 + step, row)) if self.train and self.augment else None
             images[number] = square(self.files, position, self.image_size, rng)
         images[len(chosen) :] = images[0] if len(chosen) else 0
         return images, positions

@@ -9,7 +9,9 @@ import zipfile
 import numpy as np
 
 from ..errors import UserError
-from .dataset import Dataset, ImageFiles, Source, decode_images, make_split, shorten
+from .dataset import Dataset, Source, make_split
+from .file_names import shorten
+from .image_files import ImageFiles, decode_images
 
 MEAN = (0.4802, 0.4481, 0.3975)
 STD = (0.2302, 0.2265, 0.2262)
@@ -61,10 +63,13 @@ def load(source: Source) -> Dataset:
     images, kept = decode_images(files, skip_corrupt=source.skip_corrupt, side=SIDE)
     labels = np.asarray(train_labels + test_labels, np.int32)[kept]
     count = int(np.searchsorted(kept, len(train_files)))
+    ids = tuple(tree.identity(files.paths[i]) for i in kept)
     return Dataset(
         name="tiny_imagenet",
-        train=make_split(images[:count], labels[:count], clean=True, index=kept[:count]),
-        test=make_split(images[count:], labels[count:], clean=True, index=kept[count:] - len(train_files)),
+        train=make_split(images[:count], labels[:count], clean=True, index=kept[:count], ids=ids[:count]),
+        test=make_split(
+            images[count:], labels[count:], clean=True, index=kept[count:] - len(train_files), ids=ids[count:]
+        ),
         class_names=tuple(words.get(wnid, wnid).split(",")[0] for wnid in wnids),
         superclasses=None,
         mean=MEAN,
@@ -84,6 +89,9 @@ class _FolderTree:
 
     def name(self, relative: str) -> str:
         return str(self.path / relative)
+
+    def identity(self, name: str) -> str:
+        return pathlib.PurePath(name).relative_to(self.path).as_posix()
 
     def exists(self, name: str) -> bool:
         return os.path.isfile(name)
@@ -125,6 +133,9 @@ class _ZipTree:
 
     def name(self, relative: str) -> str:
         return f"{_FOLDER}/{relative}"
+
+    def identity(self, name: str) -> str:
+        return name.removeprefix(f"{_FOLDER}/")
 
     def exists(self, name: str) -> bool:
         return name in self.members

@@ -8,7 +8,10 @@ import pathlib
 import numpy as np
 
 from ..errors import UserError
-from .dataset import IMAGE_SUFFIXES, Dataset, ImageFiles, Source, Split, make_split, readable_images, shorten
+from .dataset import Dataset, Source, Split, make_split
+from .file_names import printable, shorten
+from .image_files import ImageFiles, readable_images
+from .image_tree import image_files
 
 NUM_CLASSES = 50
 IMAGE_SIZE = 224
@@ -81,7 +84,8 @@ def _read_list(root: pathlib.Path, name: str, folder: pathlib.Path, side: int) -
             index.append(position)
     if not files:
         raise UserError(f"{path} names no image of the first {NUM_CLASSES} classes: download it again.")
-    return make_split(ImageFiles(tuple(files), side), np.asarray(labels), clean=False, index=index)
+    ids = tuple(printable(pathlib.PurePath(file).relative_to(root).as_posix()) for file in files)
+    return make_split(ImageFiles(tuple(files), side), np.asarray(labels), clean=False, index=index, ids=ids)
 
 
 def _read_imagenet(folder: pathlib.Path, root: pathlib.Path, synsets: list[tuple[str, str]], side: int) -> Split:
@@ -97,9 +101,10 @@ def _read_imagenet(folder: pathlib.Path, root: pathlib.Path, synsets: list[tuple
         )
     files, labels = [], []
     for label, (wnid, _) in enumerate(synsets):
-        found = sorted(str(p) for p in (folder / wnid).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = image_files(folder / wnid)
         files += found
         labels += [label] * len(found)
     if not files:
         raise UserError(f"{folder} has no images: give ImageNet's validation folders.")
-    return make_split(ImageFiles(tuple(files), side), np.asarray(labels), clean=True)
+    ids = tuple(printable(pathlib.PurePath(file).relative_to(folder).as_posix()) for file in files)
+    return make_split(ImageFiles(tuple(files), side), np.asarray(labels), clean=True, ids=ids)

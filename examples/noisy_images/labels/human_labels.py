@@ -31,7 +31,7 @@ def human_labels(path: str | os.PathLike, label_set: str, split: Split) -> np.nd
     own samples.
 
     Args:
-      path: `CIFAR-10_human.pt` or `CIFAR-100_human.pt` as published.
+      path: `CIFAR-10_human.pt` or `CIFAR-100_human.pt` as published, or their arrays by name as an .npz.
       label_set: `worse_label`, `aggre_label` or `random_label1` to `3` (CIFAR-10N); `noisy_label` (CIFAR-100N).
       split: The training split, with clean labels.
 
@@ -54,6 +54,8 @@ def human_labels(path: str | os.PathLike, label_set: str, split: Split) -> np.nd
             f"{path} has labels for {len(clean)} images but the data has an image {split.index.max()}: use the file of "
             "this data set."
         )
+    if len(split) and np.array_equal(clean[split.index] - 1, split.clean_labels):
+        raise UserError(f"the labels of {path} count from 1 and those of the data from 0: subtract 1 from all of them.")
     differing = int((clean[split.index] != split.clean_labels).sum())
     if differing:
         raise UserError(
@@ -66,7 +68,7 @@ def human_labels(path: str | os.PathLike, label_set: str, split: Split) -> np.nd
 
 
 def read_human_labels(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Return name -> array for every label set of a `.pt` file.
+    """Return name -> array for every label set of a `.pt` or `.npz` file.
 
     Raises:
       UserError: The file is missing or damaged, or its pickle asks for anything but NumPy arrays and plain values.
@@ -74,6 +76,14 @@ def read_human_labels(path: str | os.PathLike) -> dict[str, np.ndarray]:
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"the label file {str(path)!r} does not exist: download it from {_SOURCE}.")
+    with open(path, "rb") as file:
+        magic = file.read(6)
+    if magic == b"\x93NUMPY":
+        # The authors' .npy files are pickles too, in the order in which TensorFlow Datasets stores the images.
+        raise UserError(
+            f"{path} is a .npy file, whose labels are not in the official order: give CIFAR-10_human.pt or "
+            f"CIFAR-100_human.pt from {_SOURCE}."
+        )
     try:
         content = _unpickle(path)
     except _ForbiddenError as error:
@@ -106,6 +116,9 @@ def _as_array(path: pathlib.Path, name, value) -> np.ndarray:
 def _unpickle(path: pathlib.Path):
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            if all(name.endswith(".npy") for name in archive.namelist()):
+                with np.load(path, allow_pickle=False) as arrays:
+                    return dict(arrays)
             pickles = [name for name in archive.namelist() if name.split("/")[-1] == "data.pkl"]
             if len(pickles) != 1:
                 raise ValueError(f"{len(pickles)} files named data.pkl")

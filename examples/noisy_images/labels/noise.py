@@ -10,19 +10,22 @@ not the same number for every kind (the released asymmetric noise on CIFAR-10 ha
 import dataclasses
 import json
 import math
+import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import files
+from ..config import Kind, NoiseOptions
 from ..errors import UserError, unknown_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KINDS = ("none", "symmetric", "asymmetric", "instance", "real")
+KINDS = typing.get_args(Kind)
+RELEASED = NoiseOptions()
 
 # The similar classes of CIFAR-10, by name. The literature goes one way; the released code also turns dogs into cats.
 ONE_WAY_PAIRS = {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog"}
@@ -30,37 +33,6 @@ RELEASED_PAIRS = ONE_WAY_PAIRS | {"dog": "cat"}
 
 PDN_STANDARD_DEVIATION = 0.1
 _CHUNK_BYTES = 2**25
-
-
-@dataclasses.dataclass(frozen=True)
-class NoiseOptions:
-    """Choose between the readings of a noise that the literature uses; the defaults are the released SANER code's.
-
-    Attributes:
-        symmetric_count: "exact" relabels exactly `int(rate * N)` samples, "bernoulli" each with probability `rate`.
-        asymmetric_count: The same choice for asymmetric noise.
-        asymmetric_targets: Where a label goes. "released": the CIFAR-10 pairs (with dog to cat) where the data set has
-            those classes, the next class circularly elsewhere. "pairs": the same pairs, required. "one_way_pairs":
-            without dog to cat. "next_class": circular over all classes. "next_in_superclass": circular inside each
-            superclass, in order of class index.
-        asymmetric_picks: "all" draws the samples over all classes, so that those of classes without a target keep their
-            labels and the actual rate is lower than the nominal one; "affected" draws within the classes that have a
-            target, so that the rate is that of those classes.
-        instance_count: "exact" relabels exactly `int(rate * N)` samples; "pdn" draws a flip probability for each sample
-            from a normal around `rate`, standard deviation 0.1, truncated to [0, 1] (Xia et al., 2020).
-    """
-
-    symmetric_count: Literal["exact", "bernoulli"] = "exact"
-    asymmetric_count: Literal["exact", "bernoulli"] = "exact"
-    asymmetric_targets: Literal["released", "pairs", "one_way_pairs", "next_class", "next_in_superclass"] = "released"
-    asymmetric_picks: Literal["all", "affected"] = "all"
-    instance_count: Literal["exact", "pdn"] = "exact"
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            known = field.type.__args__
-            if getattr(self, field.name) not in known:
-                raise unknown_name(f"value of {field.name}", str(getattr(self, field.name)), known)
 
 
 def corrupt(
@@ -76,7 +48,7 @@ def corrupt(
     class_names: Sequence[str] | None = None,
     superclasses: np.ndarray | None = None,
     human_labels: np.ndarray | None = None,
-    options: NoiseOptions = NoiseOptions(),
+    options: NoiseOptions = RELEASED,
 ) -> np.ndarray:
     """Return noisy labels, a new int32 array determined by the seed and the input alone.
 

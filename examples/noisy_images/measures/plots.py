@@ -5,14 +5,17 @@ to choose. A figure can be looked at before it is saved (`curves_figure`, `trans
 complete or absent.
 """
 
+import functools
 import math
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..errors import UserError
 from ..files import replacing
 
 if TYPE_CHECKING:
@@ -85,6 +88,8 @@ _STYLES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9,
 
 _FONT = 9
 _FEW_POINTS = 12
+# Images on one contact sheet: more of them are several sheets, each drawn in seconds and readable as a whole.
+SHEET = 200
 
 
 def axis_of(metric: str) -> Axis:
@@ -161,8 +166,8 @@ def curves_figure(
             if deviation is not None:
                 low, high = scale * (mean - deviation), scale * (mean + deviation)
                 axes.fill_between(epochs, low, high, color=colour, alpha=0.25, linewidth=0, zorder=2)
-        axes.set_title(axis.title, fontsize=_FONT + 1, loc="left", fontweight="bold")
-        axes.set_ylabel(axis.label, fontsize=_FONT)
+        axes.set_title(plain(axis.title), fontsize=_FONT + 1, loc="left", fontweight="bold")
+        axes.set_ylabel(plain(axis.label), fontsize=_FONT)
         axes.set_xlabel("epoch", fontsize=_FONT)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=(1, 2, 2.5, 5, 10)))
@@ -176,7 +181,7 @@ def curves_figure(
     legend_rows = math.ceil(len(shown) / max(2, 2 * columns))
     figure.legend(
         [handles[label] for label in shown],
-        shown,
+        [plain(label) for label in shown],
         loc="outside lower center",
         ncols=math.ceil(len(shown) / legend_rows),
         fontsize=_FONT,
@@ -271,18 +276,18 @@ def layers_figure(
         for name, (at, mean, _) in of_name.items():
             table[names.index(name), np.searchsorted(epochs, at)] = scale * mean
         image = panel.pcolormesh(_edges(epochs), np.arange(len(names) + 1), table, vmin=bottom, vmax=top, cmap=colours)
-        panel.set_title(label, fontsize=_FONT + 1, loc="left", fontweight="bold")
+        panel.set_title(plain(label), fontsize=_FONT + 1, loc="left", fontweight="bold")
         panel.set_xlabel("epoch", fontsize=_FONT)
         panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         panel.tick_params(labelsize=_FONT - 1)
         panel.tick_params(axis="y", length=0, labelsize=_FONT - 2)
-    axes[0].set_yticks(np.arange(len(names)) + 0.5, names)
+    axes[0].set_yticks(np.arange(len(names)) + 0.5, [plain(name) for name in names])
     axes[0].invert_yaxis()
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30)
     bar.set_label(_LAYERS[quantity], fontsize=_FONT)
     bar.ax.tick_params(labelsize=_FONT - 1)
     if title:
-        figure.suptitle(title, fontsize=_FONT + 2)
+        figure.suptitle(plain(title), fontsize=_FONT + 2)
     return figure
 
 
@@ -325,7 +330,7 @@ def transition_figure(
     norm = PowerNorm(1.0 if numbers else 0.5, vmin=0, vmax=top)
     image = heat.imshow(percent, cmap="Blues", norm=norm, aspect="auto", interpolation="nearest")
     ticks = range(0, count, step)
-    names = [shortened(class_names[index]) for index in ticks]
+    names = [plain(shortened(class_names[index])) for index in ticks]
     heat.set_xticks(ticks, names, fontsize=font, rotation=90 if count > 6 else 0)
     heat.set_yticks(ticks, names, fontsize=font)
     heat.set_xlabel("given class", fontsize=text)
@@ -363,7 +368,7 @@ def transition_figure(
     bars.tick_params(axis="x", labelsize=text - 1)
     bars.tick_params(axis="y", which="both", length=0, labelleft=False)
     bars.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=text + 1)
+    figure.suptitle(plain(title), fontsize=text + 1)
     return figure
 
 
@@ -403,9 +408,9 @@ def dots_figure(panels: Mapping[str, Sequence[Dot]], title: str) -> "Figure":
                     capsize=2,
                     **style,
                 )
-        axes.set_yticks(range(len(dots)), [dot.label for dot in dots], fontsize=_FONT - 1)
+        axes.set_yticks(range(len(dots)), [plain(dot.label) for dot in dots], fontsize=_FONT - 1)
         axes.set_ylim(len(dots) - 0.5, -0.5)
-        axes.set_title(name, fontsize=_FONT + 1, loc="left", fontweight="bold")
+        axes.set_title(plain(name), fontsize=_FONT + 1, loc="left", fontweight="bold")
         axes.set_xlabel("test accuracy, best epoch (%)", fontsize=_FONT)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=(1, 2, 2.5, 5, 10)))
         axes.tick_params(axis="x", labelsize=_FONT - 1)
@@ -427,33 +432,63 @@ def dots_figure(panels: Mapping[str, Sequence[Dot]], title: str) -> "Figure":
     return figure
 
 
+def contact_sheets(images: Sequence[np.ndarray], captions: Sequence[str], title: str, path: str | Path) -> list[Path]:
+    """Save sheets of at most `SHEET` images as PATH, PATH with -2 before its ending, and so on; return their paths."""
+    first = Path(path)
+    paths = []
+    for number, start in enumerate(range(0, len(images), SHEET), start=1):
+        part = slice(start, start + SHEET)
+        paths.append(first if number == 1 else first.with_stem(f"{first.stem}-{number}"))
+        save(contact_sheet_figure(images[part], captions[part], title), paths[-1])
+    return paths
+
+
 def contact_sheet_figure(images: Sequence[np.ndarray], captions: Sequence[str], title: str) -> "Figure":
-    """Return a grid of images, uint8 (H, W, 1) or (H, W, 3) each, row by row, with a caption under each."""
+    """Return a grid of images, uint8 (H, W, 1) or (H, W, 3) each, row by row, with a caption under each.
+
+    Raises:
+        UserError: There are more images than one sheet holds; `contact_sheets` makes several.
+    """
     from matplotlib.figure import Figure
 
+    if len(images) > SHEET:
+        raise UserError(f"{len(images):,} images are too many for one sheet: choose {SHEET} at most.")
     columns = min(8, len(images))
     rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(max(1.3 * columns, 3.3), 1.65 * rows + 0.5), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
+    width, height, head = max(1.3 * columns, 3.3), 1.65 * rows + 0.5, 0.5
+    figure = Figure(figsize=(width, height))
+    # Placed by hand: a layout that is solved for takes a time that grows with the square of the images.
+    for cell in range(rows * columns):
+        row, column = divmod(cell, columns)
+        left, bottom = (column + 0.03) / columns, 1 - (head + 1.65 * row + 1.22) / height
+        axes = figure.add_axes((left, bottom, 0.94 / columns, 1.22 / height))
         axes.set_axis_off()
-    for axes, image, caption in zip(grid.flat, images, captions, strict=False):
+        if cell >= len(images):
+            continue
+        image = images[cell]
         grey = image.shape[-1] == 1
         # The smoothing of a photograph would blur a digit of 8 by 8 pixels beyond recognition.
         smooth = "nearest" if min(image.shape[:2]) < 100 else "antialiased"
         axes.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=255, interpolation=smooth)
-        # A class may have a dollar sign in its name.
         below = {"transform": axes.transAxes, "ha": "center", "va": "top", "parse_math": False}
-        axes.text(0.5, -0.04, caption, fontsize=_FONT - 2, **below)
-    figure.suptitle("\n".join(textwrap.wrap(title, width=max(38, 16 * columns))), fontsize=_FONT + 1)
+        axes.text(0.5, -0.04, captions[cell], fontsize=_FONT - 2, **below)
+    lines = textwrap.wrap(title, width=max(38, 16 * columns))
+    figure.suptitle(plain("\n".join(lines)), fontsize=_FONT + 1, y=1 - 0.12 / height, va="top")
     return figure
+
+
+def plain(text: str) -> str:
+    """Return text as matplotlib has to be given it, so that it shows what a name says.
+
+    Dollar signs in pairs would make a formula, and what no encoding can write would end the drawing.
+    """
+    return text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
 def _head(figure: "Figure", title: str) -> None:
     # Broken where the figure ends: a letter of this size is about an eleventh of an inch wide.
     lines = [textwrap.fill(line, int(11 * figure.get_figwidth())) for line in title.splitlines()]
-    figure.suptitle("\n".join(lines), fontsize=_FONT + 2)
+    figure.suptitle(plain("\n".join(lines)), fontsize=_FONT + 2)
 
 
 def shortened(name: str, most: int = 22) -> str:
@@ -469,7 +504,83 @@ def save(figure: "Figure", path: str | Path) -> None:
     kind = path.suffix[1:].lower()
     if kind not in ("png", "pdf"):
         raise ValueError(f"{path.name} ends neither in .png nor in .pdf.")
+    if letters := _choose_fonts(figure):
+        _say_what_no_font_has(letters)
     # Type 42 keeps the text of a PDF as text, which journals ask for; no date, so that equal figures are equal files.
     metadata = {"CreationDate": None} if kind == "pdf" else None
-    with replacing(path) as temporary, matplotlib.rc_context({"pdf.fonttype": 42}):
+    with replacing(path) as temporary, matplotlib.rc_context({"pdf.fonttype": 42}), warnings.catch_warnings():
+        # Said once above, and not once a letter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(temporary, format=kind, dpi=200, metadata=metadata)
+
+
+# Fonts of matplotlib whose letters stand in places of their own.
+_SYMBOL_FONTS = ("cm", "STIXNonUnicode", "STIXSize", "Last Resort")
+
+
+def _choose_fonts(figure: "Figure") -> str:
+    """Let texts fall back on installed fonts where matplotlib's own lacks letters; return those that no font has."""
+    import matplotlib
+    from matplotlib import font_manager
+    from matplotlib.text import Text
+
+    texts = [text for text in figure.findobj(Text) if not text.get_text().isascii()]
+    missing = {ord(letter) for text in texts for letter in text.get_text() if letter.isprintable()}
+    missing -= _letters(font_manager.findfont(font_manager.FontProperties()))
+    if not missing:
+        return ""
+    covers = {name: missing & _letters(path) for name, path in _installed_fonts().items()}
+    families = []
+    # First the font that has most, so that the letters of one name come from one font.
+    while missing and covers and (best := max(covers, key=lambda name: len(covers[name] & missing))):
+        if not covers[best] & missing:
+            break
+        families.append(best)
+        missing -= covers.pop(best)
+    for text in texts:
+        text.set_fontfamily([*matplotlib.rcParams["font.family"], *families])
+    return "".join(map(chr, sorted(missing)))
+
+
+@functools.cache
+def _installed_fonts() -> dict[str, str]:
+    """Return the files of the upright fonts by family, each in the weight that is nearest to the normal one."""
+    from matplotlib import font_manager
+
+    manager = font_manager.fontManager
+    known = {entry.fname for entry in manager.ttflist}
+    # Matplotlib keeps a list from its first start, which lacks a font that was installed because of the note below.
+    for path in set(font_manager.findSystemFonts()) - known:
+        try:
+            manager.addfont(path)
+        # A font that FreeType cannot open is no font.
+        except Exception:
+            continue
+    fonts: dict[str, str] = {}
+    for entry in sorted(manager.ttflist, key=lambda entry: abs(int(entry.weight) - 400)):
+        if entry.style == "normal" and not entry.name.startswith(_SYMBOL_FONTS):
+            fonts.setdefault(entry.name, entry.fname)
+    return fonts
+
+
+@functools.cache
+def _letters(path: str) -> frozenset[int]:
+    """Return the code points that a font file has; none where it cannot be drawn at any size."""
+    from matplotlib.font_manager import get_font
+
+    try:
+        font = get_font(path)
+        return frozenset(font.get_charmap()) if font.scalable else frozenset()
+    # A font that FreeType cannot open is no font.
+    except Exception:
+        return frozenset()
+
+
+@functools.cache
+def _say_what_no_font_has(letters: str) -> None:
+    # Cached, so that a figure that is drawn after every epoch says it once.
+    warnings.warn(
+        f"no installed font has {len(letters)} of the letters in names ({letters[:10]}), they are drawn as boxes: "
+        "install one that has them, such as Noto Sans CJK",
+        stacklevel=3,
+    )

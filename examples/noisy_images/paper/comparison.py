@@ -1,33 +1,16 @@
 """Several methods and seeds under one protocol: runs, then a table and a figure."""
 
-import dataclasses
 import json
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import config as configuration
 from .. import files
-from ..config import Config
+from ..config import Config, replace
 from ..errors import UserError, unknown_name
+from ..measures import tables
 from ..training import launch
-
-# The protocol of the default comparison: the same for every method, so that only the method differs. The network is
-# large for 1,348 images and trains long enough to memorize every wrong label, the regime that the methods differ in.
-DIGITS = Config(
-    dataset="digits",
-    model="mlp",
-    initialisation="flax",
-    rate=0.5,
-    rho=0.4,
-    epochs=100,
-    batch_size=64,
-    learning_rate=0.02,
-    weight_decay=0.0,
-    scan_epochs=False,
-    checkpoint_every=1000,
-)
 
 COLUMNS = {
     "best_test_accuracy": "test, best",
@@ -61,7 +44,7 @@ def compare(
     check_seeds(seeds)
     # The seeds outside: an interrupted comparison holds whole seeds of all methods.
     runs = {
-        folder / f"{name}-seed{seed}": dataclasses.replace(config, method=name, seed=seed)
+        folder / f"{name}-seed{seed}": replace(config, method=name, seed=seed)
         for seed in seeds
         for name in method_names
     }
@@ -83,15 +66,15 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 def report(folder: Path, method_names: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     """Write `comparison.json`, `table.md` and `figure.png` from the runs in a folder."""
-    from ..training import run
+    from ..training import environment
 
     histories = {
         name: [files.read_json_lines(folder / f"{name}-seed{seed}" / "metrics.jsonl") for seed in seeds]
         for name in method_names
     }
     summaries = {name: [read_summary(folder / f"{name}-seed{seed}") for seed in seeds] for name in method_names}
-    table = {name: spread(values) for name, values in summaries.items()}
-    result = {"environment": run.environment(), "seeds": list(seeds), "table": table, "summaries": summaries}
+    table = {name: tables.spreads(values, COLUMNS) for name, values in summaries.items()}
+    result = {"environment": environment.environment(), "seeds": list(seeds), "table": table, "summaries": summaries}
     files.write_json(folder / "comparison.json", result)
     files.write_text(folder / "table.md", markdown(table))
     try:
@@ -122,7 +105,7 @@ def plot(folders: Sequence[Path], output: Path, by: str, figure: str) -> None:
     records = "analysis.jsonl" if figure == "layers" else "metrics.jsonl"
     runs: dict[str, list[list[dict[str, Any]]]] = {}
     for folder in folders:
-        settings = configuration.to_json(configuration.read(folder / "config.json"))
+        settings = configuration.flat(configuration.read(folder / "config.json"))
         if by not in settings:
             raise unknown_name("setting", by, settings)
         history = files.read_json_lines(folder / records)
@@ -145,38 +128,21 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
-def spread(runs: Sequence[Mapping[str, Any]], names: Iterable[str] = COLUMNS) -> dict[str, dict[str, float]]:
-    """Return mean and standard deviation over seeds (n - 1; absent for one seed) of every number that runs have."""
-    result = {}
-    for name in names:
-        values = [one[name] for one in runs if name in one]
-        if values:
-            result[name] = {"mean": statistics.fmean(values)}
-            if len(values) > 1:
-                result[name]["std"] = statistics.stdev(values)
-    return result
-
-
-def cell(value: Mapping[str, float] | None, digits: int = 1) -> str:
-    """Return a mean and its spread in percent."""
-    if value is None:
-        return ""
-    spread = f" ± {100 * value['std']:.{digits}f}" if "std" in value else ""
-    return f"{100 * value['mean']:.{digits}f}{spread}"
-
-
-def markdown(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def markdown(table: Mapping[str, Mapping[str, tables.Spread]]) -> str:
     """Return the table as Markdown, in percent; columns that no method has are left out."""
-    columns = [c for c in COLUMNS if any(c in row for row in table.values())]
-    lines = ["| method | " + " | ".join(COLUMNS[c] for c in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(cell(row.get(c)) for c in columns) + " |" for name, row in table.items()]
-    return "\n".join(lines) + "\n"
+    columns = _columns(table)
+    body = [[name, *(tables.percent(row.get(c)) for c in columns)] for name, row in table.items()]
+    return tables.markdown(["method", *(COLUMNS[c] for c in columns)], body)
+
+
+def _columns(table: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [c for c in COLUMNS if any(c in row for row in table.values())]
 
 
 def show(result: Mapping[str, Any], folder: Path) -> None:
     """Print the table to the terminal."""
     table = result["table"]
-    columns = [c for c in COLUMNS if any(c in row for row in table.values())]
+    columns = _columns(table)
     try:
         from rich.console import Console
         from rich.table import Table
@@ -188,6 +154,6 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
         for column in columns:
             out.add_column(COLUMNS[column], justify="right")
         for name, row in table.items():
-            out.add_row(name, *(cell(row.get(c)) for c in columns))
+            out.add_row(name, *(tables.percent(row.get(c)) for c in columns))
         Console().print(out)
     print(f"table, figure and runs: {folder}")

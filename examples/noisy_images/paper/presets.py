@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import PAPER, Config, run_name
+from ..config import PAPER, Circumstances, Config, flat, replace, run_name
 from ..errors import UserError, unknown_name
 from ..measures import plots
 
@@ -43,7 +43,7 @@ class Cell:
 
     def run(self, seed: int) -> Config:
         """Return the configuration of one run."""
-        return dataclasses.replace(self.config, seed=seed)
+        return replace(self.config, seed=seed)
 
 
 class Curve(NamedTuple):
@@ -107,6 +107,7 @@ _PROTOCOLS: dict[str, Mapping[str, Any]] = {
 }
 # Batches whose gradients are analysed after every epoch of the runs that Figure 2 and the ablations look into.
 ANALYSED_BATCHES = 8
+CIRCUMSTANCES = Circumstances(analyse_batches=ANALYSED_BATCHES)
 TRAINING_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "tiny_imagenet": 100_000}
 
 
@@ -133,11 +134,12 @@ def published() -> dict[str, tuple[Cell, ...]]:
 
 
 def _configuration(settings: Mapping[str, Any]) -> Config:
-    config = dataclasses.replace(PAPER, **settings)
+    config = replace(PAPER, **settings)
     # The analysis belongs to the run, whichever preset it is first made for, so that all of them can share it.
-    varied = {field: getattr(config, field) for field in ("dataset", "rate", "method", "alpha")}
-    analysed = config == dataclasses.replace(PAPER, **varied) and config.method.startswith(("sgd", "sam", "saner"))
-    return dataclasses.replace(config, analyse_batches=ANALYSED_BATCHES if analysed else 0)
+    settings = flat(config)
+    varied = {name: settings[name] for name in ("dataset", "rate", "method", "alpha")}
+    analysed = config == replace(PAPER, **varied) and config.optimizer.method.startswith(("sgd", "sam", "saner"))
+    return replace(config, analyse_batches=ANALYSED_BATCHES if analysed else 0)
 
 
 # --- the figures --------------------------------------------------------------------------------------------------
@@ -273,7 +275,9 @@ class _Change(NamedTuple):
 _CHANGES = {
     "epochs": _Change(lambda config, value: {"epochs": value}, lambda value: f"{value} epochs"),
     "model": _Change(lambda config, value: {"model": value}, str),
-    "width": _Change(lambda config, value: {"width": config.width * value}, lambda value: f"width times {value:g}"),
+    "width": _Change(
+        lambda config, value: {"width": config.network.width * value}, lambda value: f"width times {value:g}"
+    ),
     "subset": _Change(lambda config, value: {"subset": value}, lambda value: f"{value:,} training images"),
     "test_subset": _Change(lambda config, value: {"test_subset": value}, lambda value: f"{value:,} test images"),
     "augment": _Change(lambda config, value: {"augment": value}, lambda value: "no augmentation"),
@@ -317,15 +321,15 @@ def _selected(name: str, selection: Selection) -> list[Cell]:
     # At the paper's scale.
     if name in TABLES:
         found = list(published()[name])
-        found = _only(found, "--dataset", selection.dataset, lambda cell: cell.config.dataset)
+        found = _only(found, "--dataset", selection.dataset, lambda cell: cell.config.data.dataset)
         found = _only(found, "--rates", selection.rates, _rate)
     elif name in FIGURES:
         found = _curves(FIGURES[name], selection.dataset, selection.rates)
     else:
         raise unknown_name("preset", name, NAMES)
-    found = _only(found, "--noises", selection.noises, lambda cell: cell.config.noise)
-    found = _only(found, "--models", selection.models, lambda cell: cell.config.model)
-    found = _only(found, "--methods", selection.methods, lambda cell: cell.config.method)
+    found = _only(found, "--noises", selection.noises, lambda cell: cell.config.labels.noise)
+    found = _only(found, "--models", selection.models, lambda cell: cell.config.network.model)
+    found = _only(found, "--methods", selection.methods, lambda cell: cell.config.optimizer.method)
     found = _only(found, "--settings", selection.settings, lambda cell: cell.setting)
     if not found:
         raise UserError(f"no cell of {name} fits all of the options: leave out some.")
@@ -344,7 +348,7 @@ def _curves(figure: Figure, datasets: Sequence[str], rates: Sequence[float]) -> 
 
 
 def _rate(cell: Cell) -> float | None:
-    return None if cell.config.noise in ("none", "real") else cell.config.rate
+    return None if cell.config.labels.noise in ("none", "real") else cell.config.labels.rate
 
 
 def _only(found: list[Cell], option: str, wanted: Sequence[Any], value: Callable[[Cell], Any]) -> list[Cell]:
@@ -359,14 +363,16 @@ def _scaled(cell: Cell, scale: Scale) -> Config:
     config = _changed(cell.config, scale)
     if cell.share is None:
         return config
-    images = scale.subset or TRAINING_IMAGES.get(config.dataset)
+    images = scale.subset or TRAINING_IMAGES.get(config.data.dataset)
     if images is None:
-        raise UserError(f"shares of the training set of {config.dataset!r} need --subset, the number of its images.")
-    return dataclasses.replace(config, subset=round(cell.share * images), analyse_batches=0)
+        raise UserError(
+            f"shares of the training set of {config.data.dataset!r} need --subset, the number of its images."
+        )
+    return replace(config, subset=round(cell.share * images), analyse_batches=0)
 
 
 def _changed(config: Config, scale: Scale, options: Iterable[str] = _CHANGES) -> Config:
     for option in options:
         if (value := getattr(scale, option)) is not None:
-            config = dataclasses.replace(config, **_CHANGES[option].settings(config, value))
+            config = replace(config, **_CHANGES[option].settings(config, value))
     return config

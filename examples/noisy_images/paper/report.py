@@ -21,7 +21,7 @@ from typing import Any
 from .. import files
 from ..config import run_name
 from ..errors import UserError
-from ..measures import plots
+from ..measures import plots, tables
 from . import comparison, presets, runs
 from .presets import PUBLISHED_SEEDS, Cell, Published, Scale, Selection
 
@@ -94,13 +94,18 @@ def write(name: str, selection: Selection, scale: Scale, out: Path, output: Path
 
     pictures = _draw_curves(figure, rows, title, stem) if figure else _draw_dots(rows, title, stem)
     header, body, common = _table(rows)
-    text = [f"# {title}", *([common] if common else []), _explained(selection, rows), markdown(header, body)]
+    text = [
+        f"# {title}",
+        *([common] if common else []),
+        _explained(selection, rows),
+        tables.markdown(header, body).rstrip(),
+    ]
     if figure:
         columns = [metric for metric in last_epoch if any(metric in row.values for row in rows)]
         if columns:
             text += [
                 "Last epoch (shares and accuracies in percent):",
-                markdown(*_last_epoch_table(rows, columns)),
+                tables.markdown(*_last_epoch_table(rows, columns)).rstrip(),
             ]
     text += [f"![{title}]({picture.name})" for picture in pictures]
     text += _left_out(rows)
@@ -130,28 +135,28 @@ def read(cell: Cell, seeds: Iterable[int], out: Path, last_epoch: Iterable[str] 
             environments.append(json.loads((folder / "environment.json").read_text()))
         elif state is runs.State.CUT_OFF:
             others[folder.name] = "cut off"
-    values = comparison.spread(summaries, (BEST, LAST))
-    values |= comparison.spread([history[-1] for history in histories], last_epoch)
+    values = tables.spreads(summaries, (BEST, LAST))
+    values |= tables.spreads([history[-1] for history in histories], last_epoch)
     return Row(cell, histories, values, environments, sum(s["seconds"] for s in summaries), others)
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
 
 _COLUMNS: dict[str, Callable[[Cell], str]] = {
-    "data set": lambda cell: cell.config.dataset,
+    "data set": lambda cell: cell.config.data.dataset,
     "noise": lambda cell: _noise(cell),
-    "network": lambda cell: cell.config.model,
+    "network": lambda cell: cell.config.network.model,
     "setting": lambda cell: cell.setting,
-    "method": lambda cell: _method(cell.config.method),
+    "method": lambda cell: _method(cell.config.optimizer.method),
 }
 
 
 def _noise(cell: Cell) -> str:
-    if cell.config.dataset == "mini_webvision":
+    if cell.config.data.dataset == "mini_webvision":
         return "of the web"
-    if cell.config.noise in ("none", "real"):
-        return cell.config.noise
-    return f"{cell.config.noise} {100 * cell.config.rate:g} %"
+    if cell.config.labels.noise in ("none", "real"):
+        return cell.config.labels.noise
+    return f"{cell.config.labels.noise} {100 * cell.config.labels.rate:g} %"
 
 
 def _method(name: str) -> str:
@@ -170,11 +175,11 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], str]:
         [
             *(_COLUMNS[column](row.cell) for column in columns),
             _published(row.cell.published),
-            comparison.cell(row.values.get(BEST), digits=2),
+            tables.percent(row.values.get(BEST), digits=2),
             str(row.seeds) if row.seeds else "",
             "" if row.difference is None else f"{row.difference:+.2f}",
             _marked(row),
-            comparison.cell(row.values.get(LAST), digits=2),
+            tables.percent(row.values.get(LAST), digits=2),
         ]
         for row in rows
     ]
@@ -212,14 +217,8 @@ def _last_epoch_table(rows: Sequence[Row], metrics: Sequence[str]) -> tuple[list
 
 def _in_its_unit(metric: str, value: Mapping[str, float] | None) -> str:
     if value is None or plots.axis_of(metric).percent:
-        return comparison.cell(value, digits=2)
-    return f"{value['mean']:.3f}" + (f" ± {value['std']:.3f}" if "std" in value else "")
-
-
-def markdown(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return tables.percent(value, digits=2)
+    return tables.number(value, ".3f")
 
 
 def _explained(selection: Selection, rows: Sequence[Row]) -> str:
@@ -231,7 +230,7 @@ def _explained(selection: Selection, rows: Sequence[Row]) -> str:
         "sqrt(s_paper² / 3 + s² / n), and † marks where one of the two deviations is unknown and the other stands for "
         "it."
     )
-    if any(row.cell.config.dataset == "mini_webvision" for row in rows):
+    if any(row.cell.config.data.dataset == "mini_webvision" for row in rows):
         text += " Mini-WebVision: the paper tests on ImageNet's validation images (--validation-dir)."
     environments = [environment for row in rows for environment in row.environments]
     if environments:
@@ -259,11 +258,11 @@ def _write_csv(path: Path, name: str, rows: Sequence[Row], last_epoch: Iterable[
         config, number = row.cell.config, row.cell.published
         record = {
             "preset": name,
-            "dataset": config.dataset,
-            "noise": config.noise,
-            "rate_percent": None if config.noise in ("none", "real") else 100 * config.rate,
-            "model": config.model,
-            "method": config.method,
+            "dataset": config.data.dataset,
+            "noise": config.labels.noise,
+            "rate_percent": None if config.labels.noise in ("none", "real") else 100 * config.labels.rate,
+            "model": config.network.model,
+            "method": config.optimizer.method,
             "setting": row.cell.setting,
             "published_best_percent": None if number is None else number.mean,
             "published_best_percent_std": None if number is None else number.std,
@@ -294,7 +293,7 @@ def _show(title: str, header: Sequence[str], body: Sequence[Sequence[str]], rows
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        print(title, markdown(header, body), sep="\n\n")
+        print(title, tables.markdown(header, body), sep="\n\n")
     else:
         out = Table(title=title, box=box.SIMPLE_HEAD)
         for column in header:
@@ -317,7 +316,7 @@ def _draw_dots(rows: Sequence[Row], title: str, stem: Path) -> list[Path]:
     for row in rows:
         label = ", ".join(filter(None, (_COLUMNS[column](row.cell) for column in columns)))
         measured = row.values.get(BEST)
-        panels.setdefault(row.cell.config.dataset, []).append(
+        panels.setdefault(row.cell.config.data.dataset, []).append(
             plots.Dot(
                 label,
                 row.cell.published and tuple(row.cell.published),
@@ -335,7 +334,7 @@ def _draw_curves(figure: presets.Figure, rows: Sequence[Row], title: str, stem: 
     for row in rows:
         apart = [_COLUMNS["data set"](row.cell), _COLUMNS["noise"](row.cell)]
         if figure.by:
-            apart.append(row.cell.setting if figure.by == "setting" else row.cell.config.model)
+            apart.append(row.cell.setting if figure.by == "setting" else row.cell.config.network.model)
         drawings.setdefault(tuple(apart), []).append(row)
     written = []
     for apart, group in drawings.items():

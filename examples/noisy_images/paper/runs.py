@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import config as configuration
 from .. import files
-from ..config import CIRCUMSTANCES, Config, run_name
+from ..config import Circumstances, Config, flat, replace, run_name
 from ..errors import Interrupted, UserError
 from . import comparison, presets
 from .presets import Scale, Selection
@@ -29,46 +29,27 @@ class State(Enum):
     MISSING = "missing"
 
 
-@dataclasses.dataclass(frozen=True)
-class Circumstances:
-    """Where the runs find their files and how they are carried out; nothing of it changes what is trained."""
+def under(circumstances: Circumstances, config: Config) -> Config:
+    """Return the configuration of a run under these circumstances."""
+    images = config.data.subset or presets.TRAINING_IMAGES.get(config.data.dataset)
+    # A small subset may have fewer batches than that.
+    there = circumstances.analyse_batches if images is None else images // config.training.batch_size
+    analysed = min(config.circumstances.analyse_batches, circumstances.analyse_batches, there)
+    human_labels = _human_labels(circumstances, config) if config.labels.noise == "real" else None
+    circumstances = dataclasses.replace(circumstances, analyse_batches=analysed, human_labels=human_labels)
+    return dataclasses.replace(config, circumstances=circumstances)
 
-    data_dir: str | None = None
-    """Folder of the data; the data set's own default if not given."""
-    validation_dir: str | None = None
-    """Mini-WebVision only: ImageNet's validation folder, on which the paper tests."""
-    human_labels: Path | None = None
-    """Published file of human labels for `real` noise, or the folder that holds both under their own names."""
-    workers: int = 2
-    """Processes that decode streamed images; 0 decodes in the training process."""
-    evaluate_every: int = 1
-    """Epochs between evaluations on the whole training set (the test set is evaluated every epoch)."""
-    checkpoint_every: int = 1
-    """Epochs between checkpoints; the last epoch always has one."""
-    analyse_batches: int = presets.ANALYSED_BATCHES
-    """Batches whose gradients are analysed after every epoch, at most, in the runs whose analysis a preset shows."""
-    scan_epochs: bool | None = None
-    """Run a whole epoch in one compiled call; if not given, on accelerators only."""
-    sample_history: bool = True
-    """Keep loss and predicted label of every training sample at every evaluation on the training set."""
 
-    def of(self, config: Config) -> Config:
-        """Return the configuration under these circumstances."""
-        images = config.subset or presets.TRAINING_IMAGES.get(config.dataset)
-        # A small subset may have fewer batches than that.
-        there = self.analyse_batches if images is None else images // config.batch_size
-        analysed = min(config.analyse_batches, self.analyse_batches, there)
-        settings = vars(self) | {"human_labels": None, "analyse_batches": analysed}
-        if config.noise == "real":
-            if self.human_labels is None:
-                raise UserError(
-                    "real noise needs --human-labels, the published label files of CIFAR-10N and CIFAR-100N or their "
-                    "folder; or leave it out with --noises."
-                )
-            folder = self.human_labels.is_dir() and config.dataset in _HUMAN_LABELS
-            path = self.human_labels / _HUMAN_LABELS[config.dataset] if folder else self.human_labels
-            settings["human_labels"] = str(path)
-        return dataclasses.replace(config, **settings)
+def _human_labels(circumstances: Circumstances, config: Config) -> str:
+    # A folder holds both published files under their own names.
+    if circumstances.human_labels is None:
+        raise UserError(
+            "real noise needs --human-labels, the published label files of CIFAR-10N and CIFAR-100N or their folder; "
+            "or leave it out with --noises."
+        )
+    given = Path(circumstances.human_labels)
+    inside = given.is_dir() and config.data.dataset in _HUMAN_LABELS
+    return str(given / _HUMAN_LABELS[config.data.dataset] if inside else given)
 
 
 def runs(cells: Iterable[presets.Cell], seeds: Sequence[int]) -> list[Config]:
@@ -84,7 +65,7 @@ def state(config: Config, folder: Path) -> State:
     Raises:
       UserError: The folder holds a run of another configuration.
     """
-    configuration.check_same_run(config, folder, CIRCUMSTANCES)
+    configuration.check_same_run(config, folder)
     if (folder / "summary.json").exists():
         return State.COMPLETE
     return State.CUT_OFF if (folder / "config.json").exists() else State.MISSING
@@ -109,10 +90,11 @@ def part_of(configs: Sequence[Config], shard: str) -> list[Config]:
 
 
 def _relative_cost(config: Config) -> float:
-    passes = (1 if config.method == "sgd" else 2) * (2 if config.companion == "co-teaching" else 1)
-    images = config.subset or presets.TRAINING_IMAGES.get(config.dataset, 50_000)
-    pixels = 4 if config.dataset == "tiny_imagenet" else 1
-    return passes * config.epochs * images * pixels * _GMAC.get(config.model, 1.0) * config.width**2
+    passes = (1 if config.optimizer.method == "sgd" else 2) * (2 if config.training.companion == "co-teaching" else 1)
+    images = config.data.subset or presets.TRAINING_IMAGES.get(config.data.dataset, 50_000)
+    pixels = 4 if config.data.dataset == "tiny_imagenet" else 1
+    of_network = _GMAC.get(config.network.model, 1.0) * config.network.width**2
+    return passes * config.training.epochs * images * pixels * of_network
 
 
 def carry_out(
@@ -131,7 +113,7 @@ def carry_out(
       UserError: The options are wrong, or a run failed; the others are then complete.
       Interrupted: It was asked to stop.
     """
-    configs = [circumstances.of(one) for one in runs(presets.cells(name, selection, scale), selection.seeds)]
+    configs = [under(circumstances, one) for one in runs(presets.cells(name, selection, scale), selection.seeds)]
     for one in configs:
         configuration.check(one)
     mine = part_of(configs, shard)
@@ -154,9 +136,9 @@ def carry_out(
             return
         failures = _run_all(todo, out)
     except (Interrupted, KeyboardInterrupt):
-        from ..training import run
+        from ..training import environment
 
-        raise Interrupted(f"stopped; go on with the same command: {run.command()}") from None
+        raise Interrupted(f"stopped; go on with the same command: {environment.command()}") from None
     if failures:
         raise UserError(
             f"{len(failures)} of {_runs(len(todo))} did not end: "
@@ -194,23 +176,24 @@ def _say_how_long(todo: Sequence[Config], out: Path) -> None:
         kind = _kind(config)
         if kind not in measured:
             measured[kind] = seconds_per_epoch(config)
-            passes = "one pass a step" if config.method == "sgd" else "two passes a step"
-            companion = "" if config.companion == "none" else f", {config.companion}"
+            passes = "one pass a step" if config.optimizer.method == "sgd" else "two passes a step"
+            companion = "" if config.training.companion == "none" else f", {config.training.companion}"
             print(
-                f"  {config.dataset}, {config.model}, {passes}{companion}: {duration(measured[kind])} an epoch",
+                f"  {config.data.dataset}, {config.network.model}, {passes}{companion}: "
+                f"{duration(measured[kind])} an epoch",
                 flush=True,
             )
         done = files.read_json_lines(out / run_name(config) / "metrics.jsonl")
-        total += measured[kind] * (config.epochs - (done[-1]["epoch"] if done else 0))
+        total += measured[kind] * (config.training.epochs - (done[-1]["epoch"] if done else 0))
     print(f"about {duration(total)} on this device, estimated from a few steps; compilation not counted", flush=True)
 
 
 def _kind(config: Config) -> Config:
     """Return what runs have in common that take equally long."""
-    usual = configuration.PAPER
+    usual = flat(configuration.PAPER)
     alike = ("rate", "noise", "human_labels", "rho", "alpha", "alpha_ramp", "seed", "epochs", "learning_rate_drops")
-    settings = {field: getattr(usual, field) for field in alike}
-    return dataclasses.replace(config, **settings, method="sgd" if config.method == "sgd" else "two passes")
+    settings = {name: usual[name] for name in alike}
+    return replace(config, **settings, method="sgd" if config.optimizer.method == "sgd" else "two passes")
 
 
 def seconds_per_epoch(config: Config, seconds: float = 2.0, steps: int = 20) -> float:
@@ -218,12 +201,12 @@ def seconds_per_epoch(config: Config, seconds: float = 2.0, steps: int = 20) -> 
     import jax
     import numpy as np
 
-    from ..training import run
+    from ..training import preparation
     from ..training.trainer import EVALUATION_BATCH, Trainer
 
-    prepared = run.prepare(config)
+    prepared = preparation.prepare(config)
     # Step by step, so that a few of them can be taken.
-    trainer = Trainer(dataclasses.replace(config, scan_epochs=False), prepared.dataset)
+    trainer = Trainer(replace(config, scan_epochs=False), prepared.dataset)
     times = []
     training_steps = itertools.chain.from_iterable(trainer.train_epoch() for _ in itertools.count())
     while len(times) < 3 or (len(times) <= steps and sum(times[1:]) < seconds):
@@ -239,9 +222,9 @@ def seconds_per_epoch(config: Config, seconds: float = 2.0, steps: int = 20) -> 
     started = time.perf_counter()
     trainer.evaluate(few)
     image = (time.perf_counter() - started) / len(few)
-    images = len(test) + len(prepared.dataset.train) / config.evaluate_every
+    images = len(test) + len(prepared.dataset.train) / config.circumstances.evaluate_every
     analysis = 0.0
-    if config.analyse_batches:
+    if config.circumstances.analyse_batches:
         trainer.analyse_gradients()
         started = time.perf_counter()
         trainer.analyse_gradients()

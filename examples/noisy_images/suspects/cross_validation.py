@@ -1,15 +1,15 @@
 """Predictions on samples that the network did not train on: one run a fold, each with the configuration of a run."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from .. import config as configuration
+from ..config import AS_STARTED, Whereabouts, replace
 from ..errors import UserError
 
 
-def out_of_sample(folder: Path, folds: int) -> np.ndarray:
+def out_of_sample(folder: Path, folds: int, whereabouts: Whereabouts = AS_STARTED) -> np.ndarray:
     """Return probabilities float32 (N, K) of a run's training samples, each from the one network that never saw it.
 
     Trains `folds` runs on the run's own training set, each without one fold of it, with the run's own labels, seed and
@@ -18,12 +18,12 @@ def out_of_sample(folder: Path, folds: int) -> np.ndarray:
     """
     from ..training import run
 
-    config = configuration.read(folder / "config.json")
-    if config.folds is not None:
+    config, prepared = run.prepared_again(folder, whereabouts)
+    if config.data.folds is not None:
         raise UserError(f"{folder} is itself trained without a fold: cross-validate a run on its whole training set.")
     # The history of a fold is no part of what comes out.
     runs = {
-        folder / f"cross-validation-{folds}" / f"fold-{fold}": dataclasses.replace(
+        folder / f"cross-validation-{folds}" / f"fold-{fold}": replace(
             config, folds=folds, fold=fold, sample_history=False
         )
         for fold in range(folds)
@@ -32,12 +32,12 @@ def out_of_sample(folder: Path, folds: int) -> np.ndarray:
     for one, its_config in runs.items():
         configuration.check(its_config)
         configuration.check_same_run(its_config, one)
-    train = run.prepare(config).dataset.train
+    train = prepared.dataset.train
     probabilities: np.ndarray | None = None
     predicted_by = np.zeros(len(train), int)
     for one, its_config in runs.items():
         run.run_one(its_config, one)
-        trainer, prepared = run.restored(one)
+        trainer, prepared = run.restored(one, whereabouts=whereabouts)
         left_out = prepared.left_out
         # Both in the order of the source.
         positions = np.flatnonzero(np.isin(train.index, left_out.index))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .. import files
-from ..data.identity import original, printable
+from ..data.file_names import original, printable
 from ..errors import UserError
 from .decisions import Applied
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import data, files
+from ..config import AS_STARTED, Whereabouts
 from ..errors import UserError, unknown_name
 from ..measures import sample_history
 from ..measures.sample_history import History
@@ -31,7 +32,14 @@ from .suspicion import Ranking, from_histories, from_probabilities, quality, wri
 SHOWN = 10
 
 
-def rank(folders: Sequence[Path], output: Path, score: str, top: int, folds: int | None = None) -> Ranking:
+def rank(
+    folders: Sequence[Path],
+    output: Path,
+    score: str,
+    top: int,
+    folds: int | None = None,
+    whereabouts: Whereabouts = AS_STARTED,
+) -> Ranking:
     """Rank the training samples of runs and write everything that comes out; several runs average their ranks.
 
     Args:
@@ -40,6 +48,7 @@ def rank(folders: Sequence[Path], output: Path, score: str, top: int, folds: int
       score: A name of `SCORES`, or with `folds` of `PROBABILITY_SCORES`.
       top: Images on the contact sheet.
       folds: Number of folds to cross-validate every run by; not at all if None.
+      whereabouts: Where the runs find their files now.
 
     Raises:
       UserError: A run has no history or no checkpoint, or the runs do not belong together.
@@ -59,12 +68,12 @@ def rank(folders: Sequence[Path], output: Path, score: str, top: int, folds: int
             )
     in_sample, out_of_sample = [], []
     for folder, history in zip(folders, histories, strict=True):
-        trainer, prepared = run.restored(folder)
+        trainer, prepared = run.restored(folder, whereabouts=whereabouts)
         if not _same_samples(history, prepared.dataset.train):
             raise UserError(f"the data has changed since {folder} was trained: restore it, or train again.")
         in_sample.append(trainer.probabilities(prepared.dataset.train))
         if folds is not None:
-            out_of_sample.append(cross_validation.out_of_sample(folder, folds))
+            out_of_sample.append(cross_validation.out_of_sample(folder, folds, whereabouts))
     dataset = prepared.dataset
     ranking = from_histories(histories, out_of_sample, score, dataset.train, dataset.class_names)
     reason = estimate.why_not(dataset.train.labels, dataset.num_classes)

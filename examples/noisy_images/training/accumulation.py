@@ -39,3 +39,36 @@ def accumulate(
         unroll=jax.default_backend() == "cpu",
     )
     return total, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), of_samples)
+
+
+def forward(
+    linearise: Callable[[Any, jax.Array | None], Any], batch: Any, dropout_key: jax.Array | None, count: int
+) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """Go through the network by micro-batches; return the samples' losses, and the way back, weights -> `step.Pass`.
+
+    Dropout has masks of its own in each micro-batch, the same in all passes. BatchNorm's statistics are averaged.
+
+    Args:
+      linearise: (micro-batch, key) -> losses, pullback, (logits, running statistics).
+      batch: pytree of arrays (B, ...).
+      dropout_key: key of the step's dropout masks, or None.
+      count: number of micro-batches.
+    """
+    from .step import Pass
+
+    keys = None if dropout_key is None else jax.random.split(dropout_key, count)
+
+    def losses_alone(part: Any, key: jax.Array | None) -> Any:
+        return (), linearise(part, key)[0]
+
+    def backward(weights: jax.Array) -> Pass:
+        def of_part(part: tuple[Any, jax.Array], key: jax.Array | None) -> Any:
+            rows, weights = part
+            losses, pullback, (logits, moved) = linearise(rows, key)
+            return (pullback(weights.astype(losses.dtype))[0], moved), (losses, logits)
+
+        (gradient, moved), (losses, logits) = accumulate(of_part, (batch, weights), keys, count)
+        return Pass(gradient, jax.tree.map(lambda x: x / count, moved), losses, logits)
+
+    # A pass of its own, which the compiler drops where nothing depends on the losses before the weights.
+    return accumulate(losses_alone, batch, keys, count)[1], backward

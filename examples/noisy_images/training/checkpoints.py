@@ -1,14 +1,14 @@
 """Checkpoints with Orbax: the whole training state, written beside the training, complete or not there."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 
 from ..config import Config, differences, from_json, to_json
 from ..errors import UserError
-from .trainer import State
+from .step import State
 
 KEPT = 2
 
@@ -74,6 +74,12 @@ class Checkpoints:
         """Steps taken at the newest checkpoint, once it is on the disk; None without one."""
         self._manager.wait_until_finished()
         return self._manager.latest_step()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
 
     def close(self) -> None:
         """Wait until everything is on the disk."""

@@ -1,8 +1,12 @@
 """Companions of every method: hard bootstrapping changes the loss of a sample, Co-teaching which samples count."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
+
+from ..config import Training
 
 BOOTSTRAPPING_WEIGHT = 0.2
 
@@ -30,8 +34,20 @@ def hard_bootstrapping(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return (1 - BOOTSTRAPPING_WEIGHT) * cross_entropy(logits, labels) + BOOTSTRAPPING_WEIGHT * own
 
 
+def sample_loss(companion: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Return the loss that a companion trains on."""
+    return hard_bootstrapping if companion == "bootstrapping" else cross_entropy
+
+
+def sample_weights(training: Training, losses: tuple[jax.Array, ...], epoch: jax.Array) -> tuple[jax.Array, ...]:
+    """Return what each sample counts in each network's step, by the losses of all networks: (B,) each."""
+    if training.companion == "co-teaching":
+        return co_teaching_weights(losses, epoch, training.forget_rate, training.forget_ramp_epochs)
+    return tuple(jnp.full([len(of_samples)], 1 / len(of_samples)) for of_samples in losses)
+
+
 def co_teaching_weights(
-    losses: tuple[jax.Array, jax.Array], epoch: jax.Array, forget_rate: float, ramp_epochs: int
+    losses: tuple[jax.Array, ...], epoch: jax.Array, forget_rate: float, ramp_epochs: int
 ) -> tuple[jax.Array, jax.Array]:
     """Weigh each network's samples by the other network's choice: its ``int((1 - f) B)`` samples of smallest loss.
 

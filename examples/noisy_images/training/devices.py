@@ -1,4 +1,4 @@
-"""Where a run's arrays live: on one row of devices, each of which holds the whole state and a share of every batch.
+"""Where a run's arrays live: on one row of devices, with the state replicated and every batch sharded among them.
 
 The compiled functions are written as if for one device; JAX divides their work by the shardings that arrays carry, and
 a row of one device leaves it nothing to do.
@@ -36,24 +36,24 @@ def mesh(count: int | None = None) -> Mesh:
     return Mesh(np.array([device for devices in of_process for device in devices[:each]]), (AXIS,))
 
 
-def whole(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of what every device holds whole."""
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of what every device holds."""
     return NamedSharding(mesh, P())
 
 
-def divided(mesh: Mesh) -> NamedSharding:
+def sharded(mesh: Mesh) -> NamedSharding:
     """Return the sharding of what is divided along its first axis."""
     return NamedSharding(mesh, P(AXIS))
 
 
-def put_whole(mesh: Mesh, tree: Any) -> Any:
+def replicate(mesh: Mesh, tree: Any) -> Any:
     """Put arrays, the same in every process, on every device."""
-    return _put(whole(mesh), tree)
+    return _put(replicated(mesh), tree)
 
 
-def put_divided(mesh: Mesh, tree: Any) -> Any:
+def shard(mesh: Mesh, tree: Any) -> Any:
     """Divide arrays, of which each process has the rows of its own devices, among all devices."""
-    return _put(divided(mesh), tree)
+    return _put(sharded(mesh), tree)
 
 
 def _put(sharding: NamedSharding, tree: Any) -> Any:

@@ -9,7 +9,6 @@ import inspect
 import itertools
 import os
 import shlex
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -37,6 +36,8 @@ class Launch:
 
 
 HERE = Launch()
+# How this program is started, wherever its folder lies.
+PROGRAM = f"python -m {__package__.rpartition('.')[0]}"
 # JAX finds the call at which all stop by its number: it grows by one, also from run to run.
 _QUESTIONS = itertools.count(1)
 
@@ -104,31 +105,20 @@ def agreed_stop() -> Callable[[], bool]:
 
 def resume_command(folder: Path) -> str:
     """Return the command that goes on with a run."""
-    return shlex.join(["python", "-m", "examples.noisy_images", "resume", str(folder)])
+    return f"{PROGRAM} {shlex.join(['resume', str(folder)])}"
 
 
-@contextlib.contextmanager
-def last_words(folder: Path) -> Iterator[None]:
-    """Say how to go on if one of several processes is lost: this one, killed, or another one, for which JAX ends this.
-
-    JAX ends a process from within, without an exception. So a shell that waits for this process says it.
-    """
+def say_what_to_do_if_one_is_lost(folder: Path) -> None:
+    """Say at the start how to go on if one of several processes is lost: JAX then ends the others without a word."""
     import jax
 
-    if jax.process_count() == 1:
-        yield
-        return
-    words = (
-        f"process {jax.process_index()} of {jax.process_count()} has ended in the middle of the run, because it was "
-        f"killed or because another one was lost; start all processes again with: {resume_command(folder)}"
-    )
-    shell = subprocess.Popen(
-        ["sh", "-c", 'read -r _ || echo "$0" >&2', words], stdin=subprocess.PIPE, start_new_session=True
-    )
-    try:
-        yield
-    finally:
-        shell.communicate(b"\n")
+    if jax.process_count() > 1 and is_first():
+        print(
+            f"note: {jax.process_count()} processes compute this run; if one of them is lost, all end: start all "
+            f"processes again with: {resume_command(folder)}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @contextlib.contextmanager

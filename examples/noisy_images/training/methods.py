@@ -80,47 +80,51 @@ SUMMARIES = {
 
 def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
     """Return the learning rate as a function of the step."""
-    total = config.epochs * steps_per_epoch
-    match config.learning_rate_schedule:
+    total = config.training.epochs * steps_per_epoch
+    match config.optimizer.learning_rate_schedule:
         case "constant":
-            return optax.constant_schedule(config.learning_rate)
+            return optax.constant_schedule(config.optimizer.learning_rate)
         case "cosine":
-            return optax.cosine_decay_schedule(config.learning_rate, total)
+            return optax.cosine_decay_schedule(config.optimizer.learning_rate, total)
         case _:
             # Never before the first epoch is over, however few there are.
-            epochs = (max(round(drop * config.epochs), 1) for drop in config.learning_rate_drops)
-            return optax.piecewise_constant_schedule(config.learning_rate, {e * steps_per_epoch: 0.1 for e in epochs})
+            epochs = (max(round(drop * config.training.epochs), 1) for drop in config.optimizer.learning_rate_drops)
+            return optax.piecewise_constant_schedule(
+                config.optimizer.learning_rate, {e * steps_per_epoch: 0.1 for e in epochs}
+            )
 
 
 def hyperparameters(
     config: Config, steps_per_epoch: int, num_classes: int, seed: int | jax.Array = 0
 ) -> Hyperparameters:
     """Resolve the configuration's numbers and schedules; ``seed`` is that of methods that draw."""
-    if config.rho is not None:
-        rho = config.rho
-    elif config.method.startswith("asam"):
+    if config.optimizer.rho is not None:
+        rho = config.optimizer.rho
+    elif config.optimizer.method.startswith("asam"):
         rho = 1.0 if num_classes == 100 else 0.5
     else:
         rho = 0.1
-    if config.rho_min is not None:
+    if config.optimizer.rho_min is not None:
         schedule = learning_rate(config, steps_per_epoch)
-        rho = saner_jax.rho_from_learning_rate(schedule, 0.0, config.learning_rate, config.rho_min, rho)
+        rho = saner_jax.rho_from_learning_rate(
+            schedule, 0.0, config.optimizer.learning_rate, config.optimizer.rho_min, rho
+        )
 
     ramp_epochs = round(config.alpha_ramp_epochs)
-    alpha: optax.ScalarOrSchedule = config.alpha
+    alpha: optax.ScalarOrSchedule = config.optimizer.alpha
     if ramp_epochs:
-        tread = steps_per_epoch if config.alpha_ramp_by == "epoch" else None
-        alpha = saner_jax.alpha_ramp(config.alpha, ramp_epochs * steps_per_epoch, tread)
+        tread = steps_per_epoch if config.optimizer.alpha_ramp_by == "epoch" else None
+        alpha = saner_jax.alpha_ramp(config.optimizer.alpha, ramp_epochs * steps_per_epoch, tread)
 
     return Hyperparameters(
         rho=rho,
         alpha=alpha,
-        gsam_alpha=config.gsam_alpha,
-        asam_eta=config.asam_eta,
-        asam_mask=_all_but_biases if config.asam_leaves == "weights" else None,
-        fsam_sigma=config.fsam_sigma,
-        fsam_decay=config.fsam_decay,
-        vasso_theta=config.vasso_theta,
+        gsam_alpha=config.optimizer.gsam_alpha,
+        asam_eta=config.optimizer.asam_eta,
+        asam_mask=_all_but_biases if config.optimizer.asam_leaves == "weights" else None,
+        fsam_sigma=config.optimizer.fsam_sigma,
+        fsam_decay=config.optimizer.fsam_decay,
+        vasso_theta=config.optimizer.vasso_theta,
         seed=seed,
     )
 
@@ -132,17 +136,19 @@ def create(
 
     ``seed`` enters the optimizer's state in ``init`` and nothing else, so ``update`` is the same function for all.
     """
-    if config.method not in METHODS:
-        raise unknown_name("method", config.method, METHODS)
+    if config.optimizer.method not in METHODS:
+        raise unknown_name("method", config.optimizer.method, METHODS)
     try:
-        stage = METHODS[config.method](hyperparameters(config, steps_per_epoch, num_classes, seed), monitor=True)
+        stage = METHODS[config.optimizer.method](
+            hyperparameters(config, steps_per_epoch, num_classes, seed), monitor=True
+        )
     except ValueError as error:
         # The library's own checks of its hyperparameters.
         raise UserError(str(error)) from error
     return optax.chain(
         stage,
-        optax.add_decayed_weights(config.weight_decay),
-        optax.trace(config.momentum),
+        optax.add_decayed_weights(config.optimizer.weight_decay),
+        optax.trace(config.optimizer.momentum),
         optax.scale_by_learning_rate(learning_rate(config, steps_per_epoch)),
     )
 

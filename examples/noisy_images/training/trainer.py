@@ -5,7 +5,6 @@ run that goes on from a checkpoint takes the same steps as one that was never st
 """
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -14,81 +13,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 
-from .. import data, models
-from ..config import PAPER, Config
-from ..data import augmentation, streaming
+from .. import data
+from ..config import Config
+from ..data import streaming
 from ..errors import UserError
 from ..measures import gradient_analysis
-from . import companions, devices, methods
-from .accumulation import accumulate
+from . import devices, step
+from .step import Images, Network, Spec, State, epoch_order
 
 EVALUATION_BATCH = 500
 # JAX's names: on GPUs and TPUs its own default multiplies float32 matrices in lower precision.
 MATMUL_PRECISION = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 
 
-class Network(NamedTuple):
-    """What training changes in one network."""
-
-    params: Any
-    """nnx.State of nnx.Param, float32."""
-    statistics: Any
-    """nnx.State of nnx.BatchStat, float32."""
-    opt_state: Any
-
-
-class Running(NamedTuple):
-    """Sums over the steps of the epoch so far, in training mode, of the first network; scalars."""
-
-    steps: jax.Array
-    loss: jax.Array
-    correct: jax.Array
-    monitored: Any
-    """Sums of the method's monitored scalars, by name; empty for a method of one pass."""
-
-
-class State(NamedTuple):
-    """Everything that a checkpoint holds."""
-
-    step: jax.Array
-    """Optimizer steps taken, int32 ()."""
-    networks: tuple[Network, ...]
-    """One network, two for Co-teaching."""
-    running: Running
-    first_non_finite: jax.Array
-    """Step whose loss was the first that is not finite, int32 (); -1 while there is none."""
-    last_finite_loss: jax.Array
-
-
-class Images(NamedTuple):
-    """A split on the device."""
-
-    images: jax.Array
-    """uint8 (N, H, W, C)."""
-    labels: jax.Array
-    """Given labels, int32 (N,)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """What the compiled functions depend on beside the configuration."""
-
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    steps_per_epoch: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_padding: int
-    flip: bool
-
-
 class Functions(NamedTuple):
     """The compiled functions of a run; they do not depend on its seed.
 
-    State, seed, images of a split and order are whole on every device, batches are divided.
+    State, seed, images of a split and order are replicated, batches are sharded.
     """
 
     create: Callable[[int], State]
@@ -109,53 +51,15 @@ class Functions(NamedTuple):
     """(network, seed, step, batch images, batch labels, noisy ones) -> what `gradient_analysis.measure` returns."""
 
 
-# Settings that the compiled functions do not see: runs that differ in these alone share them.
-_NOT_COMPILED = (
-    *(
-        "dataset",
-        "data_dir",
-        "validation_dir",
-        "image_size",
-        "subset",
-        "test_subset",
-        "holdout",
-        "folds",
-        "fold",
-        "data_seed",
-        "skip_corrupt",
-        "workers",
-    ),
-    *("noise", "rate", "noise_seed", "noise_options", "human_labels", "label_set"),
-    *("seed", "evaluate_every", "checkpoint_every", "sample_history", "scan_epochs", "analyse_batches"),
-)
-
-
 class Trainer:
     """Train one configuration on one data set whose labels already are the noisy ones."""
 
     def __init__(self, config: Config, dataset: data.Dataset, mesh: jax.sharding.Mesh | None = None):
         mesh = devices.mesh() if mesh is None else mesh
-        if config.batch_size > len(dataset.train):
-            raise UserError(
-                f"--batch-size {config.batch_size} is larger than the training set of {len(dataset.train)} images; "
-                "choose a smaller one."
-            )
-        parts = mesh.size * config.accumulate
-        if config.batch_size % parts:
-            raise UserError(
-                f"--batch-size {config.batch_size} is not a multiple of {parts}, the number of devices ({mesh.size}) "
-                f"times --accumulate ({config.accumulate}): choose one that is, or fewer devices (--devices, or "
-                "CUDA_VISIBLE_DEVICES for commands without it)."
-            )
+        self.steps_per_epoch = check_batches(config, dataset, mesh)
         self.config = config
         self.dataset = dataset
         self.mesh = mesh
-        self.steps_per_epoch = len(dataset.train) // config.batch_size
-        if config.analyse_batches > self.steps_per_epoch:
-            raise UserError(
-                f"--analyse-batches {config.analyse_batches} is more than the {self.steps_per_epoch} batches of an "
-                "epoch; choose fewer."
-            )
         spec = Spec(
             num_classes=dataset.num_classes,
             image_shape=tuple(dataset.image_shape),
@@ -163,14 +67,15 @@ class Trainer:
             mean=tuple(dataset.mean),
             std=tuple(dataset.std),
             # Streamed images come cropped.
-            crop_padding=dataset.crop_padding if config.augment and not dataset.train.streamed else 0,
-            flip=dataset.flip and config.augment,
+            crop_padding=dataset.crop_padding if config.data.augment and not dataset.train.streamed else 0,
+            flip=dataset.flip and config.data.augment,
         )
-        self._functions = compiled_functions(
-            dataclasses.replace(config, **{field: getattr(PAPER, field) for field in _NOT_COMPILED}), spec, mesh
-        )
-        self.scan_epochs = jax.default_backend() != "cpu" if config.scan_epochs is None else config.scan_epochs
-        self._seed = devices.put_whole(mesh, jnp.asarray(config.seed, jnp.uint32))
+        # What the compiled functions see: runs that differ in the rest alone share them.
+        compiled = Config(network=config.network, optimizer=config.optimizer, training=config.training)
+        self._functions = compiled_functions(compiled, spec, mesh)
+        scan = config.circumstances.scan_epochs
+        self.scan_epochs = jax.default_backend() != "cpu" if scan is None else scan
+        self._seed = devices.replicate(mesh, jnp.asarray(config.seed, jnp.uint32))
         self._on_device: dict[int, Images] = {}
         check_memory(dataset)
         self.state = self._functions.create(config.seed)
@@ -212,12 +117,13 @@ class Trainer:
         if train.streamed:
             batches = streaming.batches(
                 train,
-                batch_size=self.config.batch_size,
+                batch_size=self.config.training.batch_size,
                 seed=self.config.seed,
                 epoch=epoch,
                 start_step=done,
-                workers=self.config.workers,
+                workers=self.config.circumstances.workers,
                 train=True,
+                augment=self.config.data.augment,
                 image_size=train.images.image_size,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
@@ -227,12 +133,14 @@ class Trainer:
                 # Neither the copy to the devices nor the step is waited for: while they compute, this loop already
                 # decodes and copies what comes next.
                 for images, positions in batches:
-                    batch = devices.put_divided(self.mesh, (images, train.labels[positions]))
+                    batch = devices.shard(self.mesh, (images, train.labels[positions]))
                     yield lambda state, batch=batch: functions.train_batch(state, self._seed, *batch), 1
             return
         on_device = self._place(train)
-        order = epoch_order(self.config.seed, epoch, len(train))[: self.steps_per_epoch * self.config.batch_size]
-        order = devices.put_whole(self.mesh, order)
+        order = epoch_order(self.config.seed, epoch, len(train))[
+            : self.steps_per_epoch * self.config.training.batch_size
+        ]
+        order = devices.replicate(self.mesh, order)
         if self.scan_epochs and done == 0:
             yield lambda state: functions.train_epoch(state, self._seed, on_device, order), self.steps_per_epoch
             return
@@ -249,9 +157,9 @@ class Trainer:
         split, start = self.dataset.train, self.epoch * self.steps_per_epoch
         noisy = None if split.clean_labels is None else split.labels != split.clean_labels
         batches = []
-        for number, (images, positions) in enumerate(self._coming_batches(self.config.analyse_batches)):
+        for number, (images, positions) in enumerate(self._coming_batches(self.config.circumstances.analyse_batches)):
             is_noisy = None if noisy is None else noisy[positions]
-            batch = devices.put_whole(self.mesh, (images, split.labels[positions], is_noisy))
+            batch = devices.replicate(self.mesh, (images, split.labels[positions], is_noisy))
             with self._precision():
                 measured = self._functions.analyse(network, self._seed, start + number, *batch)
             batches.append(gradient_analysis.only_known(jax.device_get(measured), is_noisy))
@@ -259,7 +167,7 @@ class Trainer:
 
     def _coming_batches(self, count: int) -> Iterator[tuple[Any, np.ndarray]]:
         # Images and positions of the first batches of the epoch after the completed ones.
-        split, size = self.dataset.train, self.config.batch_size
+        split, size = self.dataset.train, self.config.training.batch_size
         if split.streamed:
             batches = streaming.batches(
                 split,
@@ -269,6 +177,7 @@ class Trainer:
                 # Processes take longer to start than a few batches to decode; the batches are the same.
                 workers=0,
                 train=True,
+                augment=self.config.data.augment,
                 image_size=split.images.image_size,
             )
             with contextlib.closing(batches):
@@ -309,35 +218,51 @@ class Trainer:
                 batch_size=size,
                 seed=0,
                 epoch=0,
-                workers=self.config.workers,
+                workers=self.config.circumstances.workers,
                 train=False,
                 image_size=split.images.image_size,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             )
             for start, (images, positions) in zip(starts, batches, strict=True):
-                batch = devices.put_divided(self.mesh, (images, split.labels[positions]))
+                batch = devices.shard(self.mesh, (images, split.labels[positions]))
                 yield *batch, min(size, len(split) - start)
             return
         on_device = self._place(split)
         for start in starts:
             positions = np.minimum(np.arange(start, start + size), len(split) - 1)
-            batch = self._functions.take(on_device, devices.put_whole(self.mesh, positions))
+            batch = self._functions.take(on_device, devices.replicate(self.mesh, positions))
             yield *batch, min(size, len(split) - start)
 
     def _place(self, split: data.Split) -> Images:
         if id(split) not in self._on_device:
             images = Images(split.images, np.asarray(split.labels, np.int32))
-            self._on_device[id(split)] = devices.put_whole(self.mesh, images)
+            self._on_device[id(split)] = devices.replicate(self.mesh, images)
         return self._on_device[id(split)]
 
     def _precision(self) -> contextlib.AbstractContextManager:
-        return jax.default_matmul_precision(MATMUL_PRECISION[self.config.precision])
+        return jax.default_matmul_precision(MATMUL_PRECISION[self.config.network.precision])
 
 
-def epoch_order(seed: int, epoch: int, size: int) -> jax.Array:
-    """Return the order in which an epoch visits the training set, int32 (N,)."""
-    return jax.random.permutation(_key(jnp.uint32(seed), _ORDER, epoch), size)
+def check_batches(config: Config, dataset: data.Dataset, mesh: jax.sharding.Mesh) -> int:
+    """Return the number of steps of an epoch; raise if the batches cannot be cut from the data or for the devices."""
+    batch_size, accumulate = config.training.batch_size, config.training.accumulate
+    if batch_size > len(dataset.train):
+        raise UserError(
+            f"--batch-size {batch_size} is larger than the training set of {len(dataset.train)} images; choose a "
+            "smaller one."
+        )
+    parts = mesh.size * accumulate
+    if batch_size % parts:
+        raise UserError(
+            f"--batch-size {batch_size} is not a multiple of {parts}, the number of devices ({mesh.size}) times "
+            f"--accumulate ({accumulate}): choose one that is, or fewer devices (--devices, or CUDA_VISIBLE_DEVICES "
+            "for commands without it)."
+        )
+    steps, analysed = len(dataset.train) // batch_size, config.circumstances.analyse_batches
+    if analysed > steps:
+        raise UserError(f"--analyse-batches {analysed} is more than the {steps} batches of an epoch; choose fewer.")
+    return steps
 
 
 def check_memory(dataset: data.Dataset) -> None:
@@ -351,167 +276,20 @@ def check_memory(dataset: data.Dataset) -> None:
         )
 
 
-# Streams of random numbers, each derived from the training seed and a counter of its own.
-_ORDER, _AUGMENTATION, _DROPOUT, _METHOD, _ANALYSIS = range(5)
-
-
-def _key(seed: jax.Array, stream: int, counter: jax.Array | int) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), counter)
-
-
 @functools.lru_cache(maxsize=8)
 def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> Functions:
-    """Build and jit everything that runs on the devices."""
-    whole, divided = devices.whole(mesh), devices.divided(mesh)
-    build = functools.partial(
-        models.create,
-        config.model,
-        num_classes=spec.num_classes,
-        image_shape=spec.image_shape,
-        width=config.width,
-        padding=config.padding,
-        initialisation=config.initialisation,
-        batch_norm_momentum=config.batch_norm_momentum,
-        batch_norm_epsilon=config.batch_norm_epsilon,
-        batch_norm_groups=config.batch_norm_groups,
-        dropout=config.dropout,
-        rematerialise=config.rematerialise,
-        dtype="bfloat16" if config.precision == "bfloat16" else "float32",
-    )
-    optimizer = methods.create(config, spec.steps_per_epoch, spec.num_classes)
-    graphdef = nnx.split(nnx.eval_shape(lambda: build(seed=0)), nnx.Param, nnx.BatchStat)[0]
-    sample_loss = companions.hard_bootstrapping if config.companion == "bootstrapping" else companions.cross_entropy
-    co_teaching = config.companion == "co-teaching"
+    """Jit everything that runs on the devices: the functions of `step`, for one setup and one row of devices."""
+    setup = step.setup(config, spec)
+    replicated, sharded = devices.replicated(mesh), devices.sharded(mesh)
 
-    def create(seed: int) -> State:
-        networks = []
-        for member in range(2 if co_teaching else 1):
-            # Members of a pair differ in their initial weights and in what their methods draw.
-            _, params, statistics = nnx.split(build(seed=seed + 2**31 * member), nnx.Param, nnx.BatchStat)
-            # The optimizer of this seed differs from the compiled one in its initial state alone.
-            own = methods.create(
-                config, spec.steps_per_epoch, spec.num_classes, jax.random.bits(_key(seed, _METHOD, member))
-            )
-            networks.append(Network(params, statistics, own.init(params)))
-        state = State(
-            step=jnp.zeros([], jnp.int32),
-            networks=tuple(networks),
-            running=empty_running(networks[0].opt_state),
-            first_non_finite=jnp.full([], -1, jnp.int32),
-            last_finite_loss=jnp.full([], jnp.nan, jnp.float32),
-        )
-        # Leaves of their own buffers: the state is donated to every step.
-        return devices.put_whole(mesh, jax.tree.map(lambda x: jnp.array(x, copy=True), state))
-
-    def empty_running(opt_state: optax.OptState) -> Running:
-        names = () if methods.monitored(opt_state) is None else _MONITORED
-        zero = np.zeros([], np.float32)
-        return Running(steps=np.zeros([], np.int32), loss=zero, correct=zero, monitored=dict.fromkeys(names, zero))
-
-    def apply(params: Any, statistics: Any, images: jax.Array, train: bool, dropout_key: jax.Array | None) -> Any:
-        # A copy: inside jax.grad a model must not share variables with the trace outside.
-        model = nnx.merge(graphdef, params, statistics, copy=True)
-        rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
-        logits = model(images, train=train, rngs=rngs)
-        return logits, nnx.state(model, nnx.BatchStat)
-
-    def augmented(seed: jax.Array, step: jax.Array, batch: Images) -> tuple[Images, jax.Array | None]:
-        """Return the batch as a step takes it, its images still uint8, and the key of the step's dropout masks."""
-        images = augmentation.augment(
-            _key(seed, _AUGMENTATION, step), batch.images, crop_padding=spec.crop_padding, flip=spec.flip
-        )
-        return batch._replace(images=images), _key(seed, _DROPOUT, step) if config.dropout else None
-
-    # One function to JAX, whose second pass takes the first one's trace; the compiler sees no difference.
-    @jax.jit
-    def of_batch(params: Any, statistics: Any, batch: Images, dropout_key: jax.Array | None) -> Any:
-        images = augmentation.normalise(batch.images, spec.mean, spec.std)
-        logits, statistics = apply(params, statistics, images, True, dropout_key)
-        return sample_loss(logits, batch.labels), (logits, statistics)
-
-    def forward(
-        params: Any, statistics: Any, batch: Images, dropout_key: jax.Array | None
-    ) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-        """Return the samples' losses, and their backward pass: weights -> gradient, statistics, losses, logits."""
-
-        def linearise(rows: Images, key: jax.Array | None) -> Any:
-            return jax.vjp(lambda params: of_batch(params, statistics, rows, key), params, has_aux=True)
-
-        if config.accumulate == 1:
-            losses, pullback, (logits, moved) = linearise(batch, dropout_key)
-            return losses, lambda weights: (pullback(weights.astype(losses.dtype))[0], moved, losses, logits)
-
-        # Masks of their own for each micro-batch, the same in all passes.
-        keys = None if dropout_key is None else jax.random.split(dropout_key, config.accumulate)
-
-        def losses_alone(part: Images, key: jax.Array | None) -> Any:
-            return (), linearise(part, key)[0]
-
-        def backward(weights: jax.Array) -> Any:
-            def of_part(part: tuple[Images, jax.Array], key: jax.Array | None) -> Any:
-                rows, weights = part
-                losses, pullback, (logits, moved) = linearise(rows, key)
-                return (pullback(weights.astype(losses.dtype))[0], moved), (losses, logits)
-
-            (gradient, moved), (losses, logits) = accumulate(of_part, (batch, weights), keys, config.accumulate)
-            return gradient, jax.tree.map(lambda x: x / config.accumulate, moved), losses, logits
-
-        # A pass of its own, which the compiler drops where nothing depends on the losses before the weights.
-        return accumulate(losses_alone, batch, keys, config.accumulate)[1], backward
+    def initialise(seed: int) -> State:
+        return devices.replicate(mesh, step.initialise(setup, seed))
 
     def train_batch(state: State, seed: jax.Array, images: jax.Array, labels: jax.Array) -> State:
-        batch = jax.lax.with_sharding_constraint(Images(images, labels), divided)
-        batch, dropout_key = augmented(seed, state.step, batch)
-
-        # The losses of all networks come first, because Co-teaching weighs the samples by them.
-        passes = [forward(n.params, n.statistics, batch, dropout_key) for n in state.networks]
-        if co_teaching:
-            weights = companions.co_teaching_weights(
-                tuple(losses for losses, _ in passes),
-                state.step // spec.steps_per_epoch,
-                config.forget_rate,
-                config.forget_ramp_epochs,
-            )
-        else:
-            weights = (jnp.full([config.batch_size], 1 / config.batch_size),)
-
-        networks, losses, logits = [], [], []
-        for network, (_, backward), weight in zip(state.networks, passes, weights, strict=True):
-            of_perturbed_pass = []
-
-            def grad_fn(params: Any, network=network, weight=weight, kept=of_perturbed_pass) -> Any:
-                h, statistics, _, _ = forward(params, network.statistics, batch, dropout_key)[1](weight)
-                kept.append(statistics)
-                return h
-
-            g, statistics, its_losses, its_logits = backward(weight)
-            updates, opt_state = optimizer.update(g, network.opt_state, network.params, grad_fn=grad_fn)
-            if config.batch_norm_pass == "perturbed" and of_perturbed_pass:
-                statistics = of_perturbed_pass[0]
-            params = jax.tree.map(lambda p, u: p + u, network.params, updates)
-            networks.append(Network(params, statistics, opt_state))
-            losses.append(its_losses)
-            logits.append(its_logits)
-
-        # A sum, not a product of vectors, which TF32 or bfloat16 compute would round.
-        loss = jnp.sum(losses[0] * weights[0])
-        is_finite = jnp.isfinite(jnp.stack(losses)).all()
-        unseen = state.first_non_finite < 0
-        return State(
-            step=state.step + 1,
-            networks=tuple(networks),
-            running=_add(state.running, loss, logits[0], labels, methods.monitored(networks[0].opt_state)),
-            first_non_finite=jnp.where(unseen & ~is_finite, state.step, state.first_non_finite),
-            last_finite_loss=jnp.where(unseen & is_finite, loss, state.last_finite_loss),
-        )
-
-    def take(split: Images, positions: jax.Array) -> Images:
-        return jax.tree.map(lambda x: x[positions], split)
+        return step.train_batch(setup, state, seed, jax.lax.with_sharding_constraint(Images(images, labels), sharded))
 
     def train_step(state: State, seed: jax.Array, split: Images, order: jax.Array) -> State:
-        start = (state.step % spec.steps_per_epoch) * config.batch_size
-        positions = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
-        return train_batch(state, seed, *take(split, positions))
+        return train_batch(state, seed, *step.take(split, step.batch_positions(setup, state.step, order)))
 
     def train_epoch(state: State, seed: jax.Array, split: Images, order: jax.Array) -> State:
         def body(state: State, _: None) -> tuple[State, None]:
@@ -519,64 +297,30 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
 
         return jax.lax.scan(body, state, length=spec.steps_per_epoch)[0]
 
-    def evaluation_logits(network: Network, images: jax.Array) -> jax.Array:
-        images = augmentation.normalise(images, spec.mean, spec.std)
-        return apply(network.params, network.statistics, images, False, None)[0]
-
     def evaluate(network: Network, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = evaluation_logits(network, images)
-        return companions.cross_entropy(logits, labels), jnp.argmax(logits, axis=-1)
-
-    def analyse(
-        network: Network,
-        seed: jax.Array,
-        step: jax.Array,
-        images: jax.Array,
-        labels: jax.Array,
-        is_noisy: jax.Array | None,
-    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        batch, is_noisy = jax.lax.with_sharding_constraint((Images(images, labels), is_noisy), divided)
-        batch, dropout_key = augmented(seed, step, batch)
-
-        def linearise(params: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-            losses, backward = forward(params, network.statistics, batch, dropout_key)
-            return losses, lambda weights: backward(weights)[0]
-
-        rho = gradient_analysis.RHO if config.rho is None else config.rho
-        gradients = gradient_analysis.gradients(linearise, network.params, is_noisy, rho)
-        return gradient_analysis.measure(gradients, _key(seed, _ANALYSIS, step))
+        return step.evaluate(setup, network, Images(images, labels))
 
     def probabilities(network: Network, images: jax.Array) -> jax.Array:
-        return jax.nn.softmax(evaluation_logits(network, images).astype(jnp.float32))
+        return step.probabilities(setup, network, images)
 
+    def analyse(
+        network: Network, seed: jax.Array, number: jax.Array, images: Any, labels: Any, is_noisy: Any
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        batch, is_noisy = jax.lax.with_sharding_constraint((Images(images, labels), is_noisy), sharded)
+        return step.analyse(setup, network, seed, number, batch, is_noisy)
+
+    def start_epoch(state: State) -> State:
+        return state._replace(running=devices.replicate(mesh, step.empty_running(state.networks[0])))
+
+    training = functools.partial(jax.jit, donate_argnums=0, out_shardings=replicated)
     return Functions(
-        create=create,
-        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=whole),
-        train_epoch=jax.jit(train_epoch, donate_argnums=0, out_shardings=whole),
-        train_batch=jax.jit(train_batch, donate_argnums=0, out_shardings=whole),
-        take=jax.jit(take, out_shardings=divided),
-        evaluate=jax.jit(evaluate, out_shardings=whole),
-        probabilities=jax.jit(probabilities, out_shardings=whole),
-        start_epoch=lambda state: state._replace(
-            running=devices.put_whole(mesh, empty_running(state.networks[0].opt_state))
-        ),
-        analyse=jax.jit(analyse, out_shardings=whole),
+        create=initialise,
+        train_step=training(train_step),
+        train_epoch=training(train_epoch),
+        train_batch=training(train_batch),
+        take=jax.jit(step.take, out_shardings=sharded),
+        evaluate=jax.jit(evaluate, out_shardings=replicated),
+        probabilities=jax.jit(probabilities, out_shardings=replicated),
+        start_epoch=start_epoch,
+        analyse=jax.jit(analyse, out_shardings=replicated),
     )
-
-
-_MONITORED = ("downweighted_share", "cosine", "gradient_norm", "perturbed_gradient_norm", "perturbation_norm")
-
-
-def _add(running: Running, loss: jax.Array, logits: jax.Array, labels: jax.Array, monitored: Any) -> Running:
-    correct = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
-    sums = {name: total + getattr(monitored, name) for name, total in running.monitored.items()}
-    return Running(running.steps + 1, running.loss + loss, running.correct + correct, sums)
-
-
-def running_metrics(state: State) -> dict[str, float]:
-    """Return the means over the epoch so far, in training mode: loss, accuracy on given labels, monitored scalars."""
-    running = jax.device_get(state.running)
-    if not running.steps:
-        return {}
-    values = {"loss": running.loss, "accuracy": running.correct} | running.monitored
-    return {f"running_{name}": float(total / running.steps) for name, total in values.items()}

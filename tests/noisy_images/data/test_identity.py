@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from examples.noisy_images import data
-from examples.noisy_images.data import identity
-from examples.noisy_images.data.dataset import ImageFiles, make_split
+from examples.noisy_images.data import dataset, file_names
+from examples.noisy_images.data.dataset import make_split
+from examples.noisy_images.data.image_files import ImageFiles
 from examples.noisy_images.errors import UserError
 
 
@@ -149,21 +150,23 @@ def test_an_added_sample_moves_no_other(tmp_path):
     names = [f"{i}.png" for i in range(40)]
     split = make_split(np.zeros((40, 1, 1, 1), np.uint8), np.zeros(40), clean=False)
     split = dataclasses.replace(split, ids=tuple(names))
-    order = [names[i] for i in identity.by_identity(split, 5)]
+    order = [names[i] for i in dataset.order_of_ids(data.identities(split), 5)]
     assert order != sorted(names) and sorted(order) == sorted(names)
     fewer = split.take(np.delete(np.arange(40), 17))
     kept = data.identities(fewer)
-    assert [kept[i] for i in identity.by_identity(fewer, 5)] == [name for name in order if name != "17.png"]
-    assert [names[i] for i in identity.by_identity(split, 6)] != order
+    assert [kept[i] for i in dataset.order_of_ids(data.identities(fewer), 5)] == [
+        name for name in order if name != "17.png"
+    ]
+    assert [names[i] for i in dataset.order_of_ids(data.identities(split), 6)] != order
 
 
 @pytest.mark.parametrize(
     "name", ["plain.png", "b\\x41.png", "\udcff\udc80.png", "a\nb\tc", "\u2028", "\\\udce9\\u000a", "\ud800", "猫.png"]
 )
 def test_names_are_printable_and_come_back(name):
-    printed = identity.printable(name)
+    printed = file_names.printable(name)
     assert printed.encode() and "\n" not in printed
-    assert identity.original(printed) == name
+    assert file_names.original(printed) == name
 
 
 def test_names_that_are_not_utf_8_survive(tmp_path):
@@ -174,4 +177,4 @@ def test_names_that_are_not_utf_8_survive(tmp_path):
     names = data.identities(loaded.train)
     assert "train/moth/M\\xfccke.png" in names
     data.check_same_samples(json.loads(json.dumps(data.fingerprint(loaded))), loaded)
-    assert os.path.isfile(root / identity.original("train/moth/M\\xfccke.png"))
+    assert os.path.isfile(root / file_names.original("train/moth/M\\xfccke.png"))

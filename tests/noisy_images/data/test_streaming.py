@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from examples.noisy_images.data import streaming
-from examples.noisy_images.data.dataset import ImageFiles, make_split
+from examples.noisy_images.data.dataset import make_split
+from examples.noisy_images.data.image_files import ImageFiles
 from examples.noisy_images.errors import UserError
 
 _COUNT = 22

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from examples.noisy_images import data
-from examples.noisy_images.data.dataset import ImageFiles
+from examples.noisy_images.data.image_files import ImageFiles
 from examples.noisy_images.errors import UserError
 
 _SYNSETS = [f"n{1440764 + i:08d} name {i}, also {i}" for i in range(60)]

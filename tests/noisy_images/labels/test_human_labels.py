@@ -185,3 +185,25 @@ def test_labels_of_another_data_set_are_refused(tmp_path):
 
 def test_default_label_sets_are_the_papers():
     assert human_labels.DEFAULT_LABEL_SETS == {"cifar10": "worse_label", "cifar100": "noisy_label"}
+
+
+@pytest.mark.parametrize("content", [np.array(_content(), object), _WORSE])
+def test_an_array_in_another_order_is_answered_by_what_to_give(tmp_path, content):
+    # The authors' CIFAR-10_human_ordered.npy is such a pickle.
+    np.save(tmp_path / "ordered.npy", content)
+    with pytest.raises(UserError, match=r"is a .npy file, .* not in the official order: give CIFAR-10_human\.pt"):
+        human_labels.read_human_labels(tmp_path / "ordered.npy")
+
+
+def test_arrays_by_name(tmp_path):
+    np.savez(tmp_path / "labels.npz", **_content())
+    np.testing.assert_array_equal(human_labels.human_labels(tmp_path / "labels.npz", "worse_label", _split()), _WORSE)
+    np.savez(tmp_path / "labels.npz", clean_label=np.array([None, 1]))
+    with pytest.raises(UserError, match="cannot read the label file"):
+        human_labels.read_human_labels(tmp_path / "labels.npz")
+
+
+def test_labels_that_count_from_one_are_refused(tmp_path):
+    path = _write_zip(tmp_path / "a.pt", {"clean_label": _CLEAN + 1, "worse_label": _WORSE + 1})
+    with pytest.raises(UserError, match="count from 1 and those of the data from 0"):
+        human_labels.human_labels(path, "worse_label", _split())

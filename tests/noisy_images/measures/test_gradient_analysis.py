@@ -11,14 +11,15 @@ import pytest
 from flax import nnx
 
 from examples.noisy_images import cli, data, files, models
-from examples.noisy_images.config import Config
+from examples.noisy_images.config import configure, replace
 from examples.noisy_images.data import augmentation
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.measures import gradient_analysis
 from examples.noisy_images.models import layers
 from examples.noisy_images.training import companions, devices, logs, run
 from examples.noisy_images.training.checkpoints import Checkpoints
-from examples.noisy_images.training.trainer import Trainer, epoch_order, running_metrics
+from examples.noisy_images.training.step import epoch_order, running_metrics
+from examples.noisy_images.training.trainer import Trainer
 from saner_jax import analysis
 
 SHARES = {"turned_share", "downweighted_share", "grown_share"}
@@ -28,7 +29,7 @@ ALIGNMENTS = {
     for suffix in ("", "_per_tensor")
 }
 # BatchNorm, dropout and augmentation, so that each of them can go wrong.
-CONFIG = Config(
+CONFIG = configure(
     model="normalised", method="sgd", dropout=0.3, batch_size=8, epochs=4, rho=0.2, seed=5, analyse_batches=2
 )
 
@@ -69,13 +70,13 @@ class Reference:
         config, dataset = trainer.config, trainer.dataset
         network = trainer.state.networks[0]
         model = models.create(
-            config.model, num_classes=3, image_shape=dataset.image_shape, seed=0, dropout=config.dropout
+            config.network.model, num_classes=3, image_shape=dataset.image_shape, seed=0, dropout=config.network.dropout
         )
         self.graphdef, self.statistics = nnx.graphdef(model), network.statistics
         order_key, augment_key, dropout_key = (
             jax.random.fold_in(jax.random.key(config.seed), stream) for stream in range(3)
         )
-        step, size, train = trainer.step + number, config.batch_size, dataset.train
+        step, size, train = trainer.step + number, config.training.batch_size, dataset.train
         order = np.asarray(jax.random.permutation(jax.random.fold_in(order_key, trainer.epoch), len(train)))
         chosen = order[number * size : (number + 1) * size]
         images = augmentation.augment(
@@ -94,7 +95,7 @@ class Reference:
         self.g = self.gradient(network.params, np.ones(size))
         norm = np.sqrt(sum((leaf**2).sum() for leaf in self.g))
         moved = [
-            w + np.float32(config.rho / norm) * g.astype(np.float32)
+            w + np.float32(config.optimizer.rho / norm) * g.astype(np.float32)
             for w, g in zip(jax.tree.leaves(network.params), self.g, strict=True)
         ]
         self.h = self.gradient(jax.tree.unflatten(jax.tree.structure(network.params), moved), np.ones(size))
@@ -169,9 +170,7 @@ def test_a_batch_against_a_plain_reference(tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize(("micro_batches", "device_count"), [(1, 1), (2, 1), (2, 2)])
 def test_the_first_batch_is_that_of_the_next_step(micro_batches, device_count, tiny):
-    config = dataclasses.replace(
-        CONFIG, method="saner", companion="bootstrapping", analyse_batches=1, accumulate=micro_batches
-    )
+    config = replace(CONFIG, method="saner", companion="bootstrapping", analyse_batches=1, accumulate=micro_batches)
     trainer = Trainer(config, tiny(), devices.mesh(device_count))
     steps(trainer, 6)
     measured = trainer.analyse_gradients().metrics
@@ -278,7 +277,7 @@ def test_streamed_images_are_those_of_the_coming_steps(tmp_path):
                 Image.fromarray(rng.integers(0, 256, (14 + i, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     dataset = data.load("folder", data_dir=tmp_path, image_size=8)
     assert dataset.train.streamed
-    trainer = Trainer(dataclasses.replace(CONFIG, batch_size=4, workers=0), dataset)
+    trainer = Trainer(replace(CONFIG, batch_size=4, workers=0), dataset)
     trainer.state = trainer.state._replace(step=jnp.int32(3))
     analysed, trained = [], []
 
@@ -303,7 +302,7 @@ def test_streamed_images_are_those_of_the_coming_steps(tmp_path):
 
 @pytest.fixture(scope="module")
 def run_config(npz):
-    return Config(
+    return configure(
         dataset="npz",
         data_dir=str(npz(train=32, wrong=10)),
         noise="none",
@@ -339,7 +338,7 @@ def metrics_of(folder):
 @pytest.mark.slow
 def test_it_changes_nothing_and_is_written(run_config, tmp_path, no_figures, capsys):
     run.train(run_config, tmp_path / "analysed")
-    plain = dataclasses.replace(run_config, analyse_batches=0)
+    plain = replace(run_config, analyse_batches=0)
     run.train(plain, tmp_path / "plain")
     jax.tree.map(
         np.testing.assert_array_equal, end_of(tmp_path / "analysed", run_config), end_of(tmp_path / "plain", plain)
@@ -375,7 +374,7 @@ class Impatient(logs._Lines):
 
 def test_a_run_goes_on_with_its_analysis(run_config, tmp_path, no_figures, monkeypatch):
     run.train(run_config, tmp_path / "whole")
-    sparse = dataclasses.replace(run_config, checkpoint_every=1)
+    sparse = replace(run_config, checkpoint_every=1)
     with monkeypatch.context() as patch:
         patch.setattr(logs, "progress", lambda label, epochs, *_: Impatient(label, epochs))
         with pytest.raises(KeyboardInterrupt):
@@ -391,13 +390,13 @@ def test_a_run_goes_on_with_its_analysis(run_config, tmp_path, no_figures, monke
 
 def test_numbers_of_batches_that_cannot_be(tiny, run_config):
     with pytest.raises(UserError, match=r"--analyse-batches 4 is more than the 3 batches of an epoch; choose fewer"):
-        Trainer(dataclasses.replace(CONFIG, analyse_batches=4), tiny())
+        Trainer(replace(CONFIG, analyse_batches=4), tiny())
     with pytest.raises(UserError, match=r"--analyse-batches must be at least 0, got -1"):
-        run.prepare(dataclasses.replace(run_config, analyse_batches=-1))
+        run.prepare(replace(run_config, analyse_batches=-1))
 
 
 def test_runs_with_and_without_it_share_what_is_compiled(tiny):
-    with_it, without = (Trainer(dataclasses.replace(CONFIG, analyse_batches=count), tiny()) for count in (2, 0))
+    with_it, without = (Trainer(replace(CONFIG, analyse_batches=count), tiny()) for count in (2, 0))
     assert with_it._functions is without._functions
     with_it.analyse_gradients()
     compiled = with_it._functions.analyse._cache_size()

@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+import warnings
 
 import matplotlib.collections
+import matplotlib.text
 import numpy as np
 import pytest
 from PIL import Image
 
+from examples.noisy_images.errors import UserError
 from examples.noisy_images.measures import plots
 
 
@@ -162,3 +165,106 @@ def test_no_global_state_and_no_import_before_use():
         "assert 'matplotlib.pyplot' not in sys.modules and 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+AWKWARD = ["Ba$$in", "cost$$low", "$x_1$", "a $ b", "50$ to 60$", r"\$\frac", "{a}$_^$", "bad\udce9name"]
+
+
+def shown(figure, tmp_path):
+    """Save a figure and return its texts as they are drawn."""
+    plots.save(figure, tmp_path / "figure.png")
+    drawn = []
+    for text in figure.findobj(matplotlib.text.Text):
+        words, is_math = text._preprocess_math(text.get_text())
+        assert not is_math
+        drawn.append(words)
+    return drawn
+
+
+def test_names_are_drawn_as_they_are(tmp_path):
+    names = [name.replace("\udce9", r"\udce9") for name in AWKWARD]
+    runs = {name: [run(0)] for name in AWKWARD}
+    count = len(AWKWARD)
+    leaves = [{"epoch": 1, "leaves": {name: {"downweighted": 0.5} for name in AWKWARD}}]
+    dots = [plots.Dot(name, (80.0, None), (81.0, 0.5)) for name in AWKWARD]
+    square = np.eye(count)
+    for figure in (
+        plots.curves_figure(runs, title="\n".join(AWKWARD)),
+        plots.layers_figure({name: [leaves] for name in AWKWARD[:2]} | {AWKWARD[2]: [leaves]}, title=AWKWARD[0]),
+        plots.transition_figure(square, np.zeros(count), AWKWARD, AWKWARD[1]),
+        plots.dots_figure({AWKWARD[3]: dots}, AWKWARD[4]),
+    ):
+        drawn = shown(figure, tmp_path)
+        assert set(names[:3]) <= set(drawn)
+    sheet = plots.contact_sheet_figure([np.zeros((8, 8, 3), np.uint8)], [AWKWARD[0]], AWKWARD[1])
+    assert {AWKWARD[0], AWKWARD[1]} <= set(shown(sheet, tmp_path))
+
+
+def test_a_metric_of_any_name_is_drawn(tmp_path):
+    rows = [{"epoch": 1, "cost$$low": 3.0}]
+    assert "Cost$$low" in shown(plots.curves_figure({"SAM": [rows]}, panels=["cost$$low"]), tmp_path)
+
+
+def figure_named(names):
+    count = len(names)
+    return plots.transition_figure(np.eye(count), np.zeros(count), names, "names")
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf"])
+def test_letters_that_the_usual_font_lacks_come_from_an_installed_one(tmp_path, ending):
+    # STIXGeneral, which comes with matplotlib, has this letter; DejaVu Sans has not.
+    letter = chr(min(plots._letters(font_path("STIXGeneral")) - plots._letters(font_path("DejaVu Sans"))))
+    figure = figure_named([letter + "at", "dog"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.save(figure, tmp_path / f"figure.{ending}")
+    families = [label.get_fontfamily() for label in figure.axes[0].get_yticklabels()]
+    assert families[0][-1] == "STIXGeneral" and "STIXGeneral" not in families[1]
+
+
+def font_path(family):
+    from matplotlib import font_manager
+
+    return font_manager.findfont(font_manager.FontProperties(family=family))
+
+
+def test_letters_that_no_font_has_are_said_once(tmp_path):
+    plots._say_what_no_font_has.cache_clear()
+    figure = figure_named(["三毛猫", "猫 cat"])
+    letters = set(map(ord, "三毛猫"))
+    with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning) as notes:
+        own = plots._letters
+        patch.setattr(plots, "_letters", lambda path: own(path) - letters)
+        plots.save(figure, tmp_path / "figure.png")
+        plots.save(figure, tmp_path / "again.png")
+    assert len(notes) == 1 and "no installed font has 3 of the letters" in str(notes[0].message)
+
+
+def test_many_images_are_several_sheets(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(plots, "SHEET", 20)
+    monkeypatch.setattr(
+        plots, "save", lambda figure, path: sizes.append((len(figure.axes), figure.get_figheight(), path))
+    )
+    count = 2 * plots.SHEET + 3
+    images, captions = [np.zeros((8, 8, 1), np.uint8)] * count, [str(i) for i in range(count)]
+    paths = plots.contact_sheets(images, captions, "title", tmp_path / "suspects.png")
+    assert [path.name for path in paths] == ["suspects.png", "suspects-2.png", "suspects-3.png"]
+    assert [axes for axes, _, _ in sizes] == [plots.SHEET, plots.SHEET, 3] and [path for *_, path in sizes] == paths
+    assert all(200 * height < 2**16 for _, height, _ in sizes)
+    with pytest.raises(UserError, match=f"{count} images are too many for one sheet"):
+        plots.contact_sheet_figure(images, captions, "title")
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 30])
+def test_a_sheet_keeps_its_pictures_and_words_apart(count):
+    images = [np.full((16, 16, 3), i, np.uint8) for i in range(count)]
+    figure = plots.contact_sheet_figure(images, ["#1 given\n→ suggested"] * count, "a title that says what is seen")
+    figure.canvas.draw()
+    boxes = [axes.get_images()[0].get_window_extent() for axes in figure.axes if axes.get_images()]
+    boxes += [text.get_window_extent() for axes in figure.axes for text in axes.texts]
+    boxes.append(figure._suptitle.get_window_extent())
+    assert len(boxes) == 2 * count + 1
+    for i, box in enumerate(boxes):
+        assert not box.count_overlaps(boxes[:i] + boxes[i + 1 :])
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1

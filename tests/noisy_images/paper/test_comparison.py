@@ -8,16 +8,16 @@ import pytest
 
 from examples.noisy_images import config as configuration
 from examples.noisy_images import files
-from examples.noisy_images.config import Config
+from examples.noisy_images.config import DIGITS, configure, replace
 from examples.noisy_images.errors import UserError
-from examples.noisy_images.measures import plots
+from examples.noisy_images.measures import plots, tables
 from examples.noisy_images.paper import comparison
 from examples.noisy_images.training import run
 
 
 @pytest.fixture
 def config(npz):
-    return Config(
+    return configure(
         dataset="npz",
         data_dir=str(npz()),
         noise="none",
@@ -87,9 +87,7 @@ def test_curves_of_any_runs(config, tmp_path, monkeypatch):
     curves = plots.curves
     monkeypatch.setattr(plots, "curves", lambda runs, *rest: drawn.append(runs) or curves(runs, *rest))
     folders = [
-        write_run(
-            tmp_path / f"{alpha}-{seed}", dataclasses.replace(config, alpha=alpha, seed=seed), (0.1, 0.2 + seed / 10)
-        )
+        write_run(tmp_path / f"{alpha}-{seed}", replace(config, alpha=alpha, seed=seed), (0.1, 0.2 + seed / 10))
         for alpha in (0.25, 0.5)
         for seed in (0, 1)
     ]
@@ -148,16 +146,22 @@ SUMMARIES = [
 
 
 def test_mean_and_standard_deviation_over_seeds():
-    row = comparison.spread(SUMMARIES)
+    row = tables.spreads(SUMMARIES, comparison.COLUMNS)
     assert row == {
         "best_test_accuracy": {"mean": pytest.approx(0.7), "std": pytest.approx(0.2)},
         "last_gap": {"mean": 0.2, "std": 0.0},
     }
-    assert comparison.spread(SUMMARIES[:1]) == {"best_test_accuracy": {"mean": 0.5}, "last_gap": {"mean": 0.2}}
+    assert tables.spreads(SUMMARIES[:1], comparison.COLUMNS) == {
+        "best_test_accuracy": {"mean": 0.5},
+        "last_gap": {"mean": 0.2},
+    }
 
 
 def test_the_table_leaves_out_what_no_method_has(capsys, tmp_path):
-    table = {"sgd": comparison.spread(SUMMARIES), "sam": comparison.spread(SUMMARIES[2:])}
+    table = {
+        "sgd": tables.spreads(SUMMARIES, comparison.COLUMNS),
+        "sam": tables.spreads(SUMMARIES[2:], comparison.COLUMNS),
+    }
     assert comparison.markdown(table) == (
         "| method | test, best | gap |\n|---|---|---|\n| sgd | 70.0 ± 20.0 | 20.0 ± 0.0 |\n| sam | 90.0 |  |\n"
     )
@@ -168,7 +172,7 @@ def test_the_table_leaves_out_what_no_method_has(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_methods_memorize_and_generalize_in_the_expected_order(tmp_path):
-    protocol = dataclasses.replace(comparison.DIGITS, epochs=60, evaluate_every=60)
+    protocol = replace(DIGITS, epochs=60, evaluate_every=60)
     summaries = comparison.compare(protocol, ("sgd", "sam", "saner"), (0,), tmp_path)["summaries"]
     (sgd,), (sam,), (saner,) = (summaries[name] for name in ("sgd", "sam", "saner"))
     assert sgd["last_noisy_accuracy"] > sam["last_noisy_accuracy"] > saner["last_noisy_accuracy"]

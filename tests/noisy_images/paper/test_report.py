@@ -1,7 +1,6 @@
 """Reports of presets: from synthetic run folders to the paper's tables and figures."""
 
 import csv
-import dataclasses
 import re
 
 import numpy as np
@@ -9,9 +8,9 @@ import pytest
 
 from examples.noisy_images import config as configuration
 from examples.noisy_images import files
-from examples.noisy_images.config import run_name
-from examples.noisy_images.measures import plots
-from examples.noisy_images.paper import comparison, presets, report
+from examples.noisy_images.config import flat, replace, run_name
+from examples.noisy_images.measures import plots, tables
+from examples.noisy_images.paper import presets, report
 from examples.noisy_images.paper.presets import ALL, FULL, Scale, Selection
 
 PART = Selection(dataset=("cifar10",), noises=("symmetric",))
@@ -65,7 +64,7 @@ def cell_of(name, method, **settings):
     (cell,) = (
         cell
         for cell in presets.cells(name, PART if name == "table1" else ALL)
-        if cell.config.method == method and all(getattr(cell.config, k) == v for k, v in settings.items())
+        if cell.config.optimizer.method == method and all(flat(cell.config)[k] == v for k, v in settings.items())
     )
     return cell
 
@@ -111,7 +110,7 @@ def test_a_table_with_a_complete_an_incomplete_and_a_missing_cell(dots, tmp_path
 
     text = markdown.read_text()
     assert text.startswith("# Table 1: four kinds of label noise\n\nAll rows: data set: cifar10; network: resnet18.\n")
-    assert "| noise | method | paper | best | n | difference | s.e. | last |\n| ---" in text
+    assert "| noise | method | paper | best | n | difference | s.e. | last |\n|---" in text
     assert "| symmetric 50 % | SAM | 88.82 ± 0.08 | 88.63 ± 0.42 | 3 | -0.19 | 0.24 | 81.00 ± 1.00 |" in text
     assert "| symmetric 50 % | SANER | 90.60 ± 0.36 | 91.00 | 1 | +0.40 | 0.42 † | 90.50 |" in text
     assert "| symmetric 25 % | SAM | 93.05 ± 0.17 |  |  |  |  |  |" in text
@@ -152,7 +151,7 @@ def test_scales_are_never_mixed(dots, tmp_path):
     write_run(tmp_path, small.run(1), [0.2])
     # Another configuration in a folder with the right name, such as one that was moved, does not count either.
     moved = write_run(tmp_path, cell.run(1), [0.1])
-    files.write_json(moved / "config.json", configuration.to_json(dataclasses.replace(cell.run(1), learning_rate=1.0)))
+    files.write_json(moved / "config.json", configuration.to_json(replace(cell.run(1), learning_rate=1.0)))
     means = {}
     for scale in (FULL, shrunken):
         markdown, table, _ = report.write("table1", PART, scale, tmp_path, tmp_path / "reports")
@@ -169,7 +168,7 @@ def test_scales_are_never_mixed(dots, tmp_path):
 
 def test_where_files_lie_does_not_matter(dots, tmp_path):
     cell = presets.cells("table1", PART)[0]
-    write_run(tmp_path, dataclasses.replace(cell.run(2), data_dir="/data", evaluate_every=10), [0.93])
+    write_run(tmp_path, replace(cell.run(2), data_dir="/data", evaluate_every=10), [0.93])
     _, table, _ = report.write("table1", PART, FULL, tmp_path, tmp_path)
     assert read_csv(table)["cifar10", "symmetric", "25.0", "sam", ""]["seeds"] == "1"
 
@@ -191,7 +190,7 @@ def test_a_report_of_nothing_has_the_papers_numbers(tmp_path, capsys):
 def test_a_figure_has_its_curves_and_the_last_epoch(curves, tmp_path):
     for cell in presets.cells("figure3"):
         for seed in (0, 1):
-            write_run(tmp_path, cell.run(seed), [0.7, 0.8 + seed / 10], noisy=0.4 + cell.config.alpha / 10)
+            write_run(tmp_path, cell.run(seed), [0.7, 0.8 + seed / 10], noisy=0.4 + cell.config.optimizer.alpha / 10)
     markdown, table, picture = report.write("figure3", ALL, FULL, tmp_path, tmp_path / "reports")
     ((name, (runs, panels, title)),) = curves.items()
     assert name == picture.name == "figure3.png" and panels == plots.FIGURE_3
@@ -233,7 +232,7 @@ def test_a_figure_is_drawn_apart_by_rate_and_by_setting(curves, tmp_path):
 
 def test_means_of_what_only_some_runs_have():
     runs = [{"a": 0.1, "b": 0.5}, {"a": 0.3}]
-    assert comparison.spread(runs, ("a", "b", "c")) == {
+    assert tables.spreads(runs, ("a", "b", "c")) == {
         "a": {"mean": pytest.approx(0.2), "std": pytest.approx(np.std([0.1, 0.3], ddof=1))},
         "b": {"mean": 0.5},
     }

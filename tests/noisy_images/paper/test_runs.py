@@ -10,14 +10,14 @@ import pytest
 
 from examples.noisy_images import cli, data, files, models
 from examples.noisy_images import config as configuration
-from examples.noisy_images.config import PAPER, run_name
+from examples.noisy_images.config import PAPER, Circumstances, replace, run_name
 from examples.noisy_images.errors import Interrupted, UserError
 from examples.noisy_images.paper import presets, runs
 from examples.noisy_images.paper.presets import ALL, FULL, Scale, Selection
-from examples.noisy_images.paper.runs import Circumstances, State
-from examples.noisy_images.training import methods, run
+from examples.noisy_images.paper.runs import State, under
+from examples.noisy_images.training import epochs, methods, run
 
-HERE = Circumstances()
+HERE = presets.CIRCUMSTANCES
 
 
 def rows():
@@ -55,12 +55,13 @@ def is_cell_of(config, row):
     kind, _, number = row["setting"].partition("=")
     rho = float(number) if kind == "rho" else 0.1
     return (
-        (config.dataset, config.noise, config.model) == (row["dataset"], noise, model)
-        and (noise in ("none", "real") or config.rate == pytest.approx(float(row["rate_percent"]) / 100))
-        and config.method == row["method"]
-        and (0.1 if config.rho is None else config.rho) == rho
-        and config.companion == ("none" if kind in ("", "rho", "plain") else kind)
-        and (config.width, config.subset, config.test_subset, config.augment) == (1.0, None, None, True)
+        (config.data.dataset, config.labels.noise, config.network.model) == (row["dataset"], noise, model)
+        and (noise in ("none", "real") or config.labels.rate == pytest.approx(float(row["rate_percent"]) / 100))
+        and config.optimizer.method == row["method"]
+        and (0.1 if config.optimizer.rho is None else config.optimizer.rho) == rho
+        and config.training.companion == ("none" if kind in ("", "rho", "plain") else kind)
+        and (config.network.width, config.data.subset, config.data.test_subset, config.data.augment)
+        == (1.0, None, None, True)
     )
 
 
@@ -78,8 +79,8 @@ def test_every_name_exists():
     for name in presets.NAMES:
         for cell in presets.cells(name):
             configuration.check(cell.config)
-            assert cell.config.method in methods.METHODS and cell.config.model in models.MODELS
-            assert cell.config.dataset in data.names()
+            assert cell.config.optimizer.method in methods.METHODS and cell.config.network.model in models.MODELS
+            assert cell.config.data.dataset in data.names()
 
 
 # --- runs that presets share --------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def test_every_name_exists():
 def test_equal_runs_have_one_folder_and_no_others_do():
     scales = (FULL, Scale(epochs=30, subset=2000), Scale(width=0.5), Scale(augment=False, precision="tf32"))
     configs = {
-        dataclasses.replace(cell.run(seed), analyse_batches=0)
+        replace(cell.run(seed), analyse_batches=0)
         for name, scale, seed in itertools.product(presets.NAMES, scales, (0, 1))
         for cell in presets.cells(name, ALL, scale)
     }
@@ -115,29 +116,43 @@ def test_what_a_preset_analyses_is_analysed_in_every_preset_that_shares_the_run(
         for cell in presets.cells(name):
             assert of.setdefault(run_name(cell.config), cell.config) == cell.config
     for name in ("figure2", "ablations"):
-        assert {of[other].analyse_batches for other in names_of(name)} == {8}
-    assert {cell.config.analyse_batches for name in ("table2", "table4") for cell in presets.cells(name)} == {0}
+        assert {of[other].circumstances.analyse_batches for other in names_of(name)} == {8}
+    assert {
+        cell.config.circumstances.analyse_batches for name in ("table2", "table4") for cell in presets.cells(name)
+    } == {0}
     # No more than there are, or than asked for.
     small = presets.cells("figure2", ALL, Scale(subset=600))[0].config
-    assert (HERE.of(small).analyse_batches, HERE.of(of["cifar10-symmetric0.5-sam-resnet18-seed0"]).analyse_batches) == (
+    full = of["cifar10-symmetric0.5-sam-resnet18-seed0"]
+    assert tuple(under(HERE, config).circumstances.analyse_batches for config in (small, full)) == (
         4,
         8,
     )
-    assert Circumstances(analyse_batches=1).of(small).analyse_batches == 1
+    assert under(Circumstances(analyse_batches=1), small).circumstances.analyse_batches == 1
 
 
 def test_protocols_of_other_data_sets():
     for cell in presets.cells("table2"):
         config = cell.config
-        if config.dataset == "tiny_imagenet":
-            assert (config.epochs, config.learning_rate_drops, config.rate) == (100, (0.4, 0.8), 0.25)
+        if config.data.dataset == "tiny_imagenet":
+            assert (config.training.epochs, config.optimizer.learning_rate_drops, config.labels.rate) == (
+                100,
+                (0.4, 0.8),
+                0.25,
+            )
         else:
-            drops = [config.epochs * drop for drop in config.learning_rate_drops]
-            assert (config.epochs, drops, config.alpha_ramp, config.noise) == (120, [60, 90], 0, "none")
+            drops = [config.training.epochs * drop for drop in config.optimizer.learning_rate_drops]
+            assert (config.training.epochs, drops, config.optimizer.alpha_ramp, config.labels.noise) == (
+                120,
+                [60, 90],
+                0,
+                "none",
+            )
 
 
 def test_figures():
-    alphas = [(cell.config.method, cell.config.alpha, cell.setting) for cell in presets.cells("figure3")]
+    alphas = [
+        (cell.config.optimizer.method, cell.config.optimizer.alpha, cell.setting) for cell in presets.cells("figure3")
+    ]
     assert alphas == [
         ("saner", -0.5, "alpha=-0.5"),
         ("saner", -0.25, "alpha=-0.25"),
@@ -146,12 +161,12 @@ def test_figures():
         ("saner", 0.5, "alpha=0.5"),
     ]
     four = [cell.config for cell in presets.cells("figure4", Selection(methods=("saner",)))]
-    assert [(c.width, c.subset) for c in four] == [
+    assert [(c.network.width, c.data.subset) for c in four] == [
         *((1, None), (1.5, None), (2, None)),
         *((1, 5000), (1, 12500), (1, 25000)),
     ]
     small = [c.config for c in presets.cells("figure4", Selection(methods=("sgd",)), Scale(subset=2000, width=0.5))]
-    assert [(c.width, c.subset) for c in small] == [
+    assert [(c.network.width, c.data.subset) for c in small] == [
         (0.5, 2000),
         (0.75, 2000),
         (1, 2000),
@@ -159,10 +174,10 @@ def test_figures():
     ]
     # Drawn on other data and at other rates than the paper's.
     other = presets.cells("figure1", Selection(dataset=("digits", "cifar100"), rates=(0.1, 0.5)))
-    assert [(c.config.dataset, c.config.rate, c.config.method) for c in other] == list(
+    assert [(c.config.data.dataset, c.config.labels.rate, c.config.optimizer.method) for c in other] == list(
         itertools.product(("digits", "cifar100"), (0.1, 0.5), ("sgd", "sam", "saner"))
     )
-    assert {cell.published for cell in other if cell.config.dataset == "digits"} == {None}
+    assert {cell.published for cell in other if cell.config.data.dataset == "digits"} == {None}
 
 
 # --- parts and scales ---------------------------------------------------------------------------------------------
@@ -217,7 +232,7 @@ def test_impossible_presets(name, selection, scale, message):
 
 def test_a_network_in_place_of_the_papers():
     cells = presets.cells("table3", Selection(models=("resnet34",)), Scale(model="small_cnn"))
-    assert {cell.config.model for cell in cells} == {"small_cnn"} and len(cells) == 6
+    assert {cell.config.network.model for cell in cells} == {"small_cnn"} and len(cells) == 6
 
 
 @pytest.mark.parametrize("name", presets.NAMES)
@@ -239,7 +254,7 @@ def test_impossible_shards(shard):
 
 def test_seeds_come_whole():
     configs = runs.runs(presets.cells("figure1"), (3, 1))
-    assert [(c.seed, c.method) for c in configs] == list(itertools.product((3, 1), ("sgd", "sam", "saner")))
+    assert [(c.seed, c.optimizer.method) for c in configs] == list(itertools.product((3, 1), ("sgd", "sam", "saner")))
     with pytest.raises(UserError, match="--seeds must be different numbers"):
         runs.runs(presets.cells("figure1"), (1, 1))
 
@@ -249,12 +264,16 @@ def test_files_of_human_labels(tmp_path):
         presets.cells("table1", Selection(noises=("real",), dataset=(name,)))[0].config
         for name in ("cifar10", "cifar100")
     ]
-    in_folder = [Circumstances(human_labels=tmp_path).of(config) for config in real]
-    assert [c.human_labels for c in in_folder] == [str(tmp_path / f"CIFAR-{n}_human.pt") for n in (10, 100)]
-    assert Circumstances(human_labels=tmp_path / "a.pt").of(real[0]).human_labels == str(tmp_path / "a.pt")
-    assert Circumstances(human_labels=tmp_path).of(PAPER).human_labels is None
+    in_folder = [under(Circumstances(human_labels=str(tmp_path)), config) for config in real]
+    assert [c.circumstances.human_labels for c in in_folder] == [
+        str(tmp_path / f"CIFAR-{n}_human.pt") for n in (10, 100)
+    ]
+    assert under(Circumstances(human_labels=str(tmp_path / "a.pt")), real[0]).circumstances.human_labels == str(
+        tmp_path / "a.pt"
+    )
+    assert under(Circumstances(human_labels=str(tmp_path)), PAPER).circumstances.human_labels is None
     with pytest.raises(UserError, match="real noise needs --human-labels"):
-        HERE.of(real[0])
+        under(HERE, real[0])
 
 
 # --- carrying out -------------------------------------------------------------------------------------------------
@@ -287,7 +306,7 @@ def cut_off(config, folder, epochs):
 
 
 def test_what_is_missing_is_run_and_what_is_complete_is_left(done, capsys, tmp_path):
-    first, second, *others = (HERE.of(config) for config in runs.runs(presets.cells("figure1", PART, TINY), (0, 4)))
+    first, second, *others = (under(HERE, config) for config in runs.runs(presets.cells("figure1", PART, TINY), (0, 4)))
     complete(first, tmp_path / run_name(first))
     cut_off(second, tmp_path / run_name(second), 1)
     assert [runs.state(c, tmp_path / run_name(c)) for c in (first, second, others[0])] == list(State)
@@ -312,7 +331,7 @@ def test_processes_with_parts_of_a_preset_do_it_all(done, tmp_path):
 
 def test_a_run_of_another_configuration_is_found_before_anything_is_trained(done, tmp_path):
     config = presets.cells("figure1", PART, TINY)[1].run(4)
-    complete(dataclasses.replace(config, weight_decay=0.0), tmp_path / run_name(config))
+    complete(replace(config, weight_decay=0.0), tmp_path / run_name(config))
     with pytest.raises(UserError, match=r"already holds a run of another configuration \(weight_decay"):
         runs.carry_out("figure1", PART, TINY, HERE, tmp_path, estimate=False)
     with pytest.raises(UserError, match="--epochs must be at least 1, got 0"):
@@ -324,7 +343,7 @@ def test_a_run_that_fails_does_not_stop_the_others(done, monkeypatch, capsys, tm
     at_once = run.run_one
 
     def diverges(config, folder):
-        if config.method == "sam":
+        if config.optimizer.method == "sam":
             raise UserError(f"the loss became non-finite from seed {config.seed}.")
         at_once(config, folder)
 
@@ -333,13 +352,13 @@ def test_a_run_that_fails_does_not_stop_the_others(done, monkeypatch, capsys, tm
         options = "--dataset npz --seeds 0 4 --epochs 2 --model mlp --width 0.015625 --no-estimate"
         cli.main(["paper", "figure1", *options.split(), "--out", str(tmp_path)])
     assert exit.value.code == 2
-    assert [(c.method, c.seed) for c in done] == [("sgd", 0), ("saner", 0), ("sgd", 4), ("saner", 4)]
+    assert [(c.optimizer.method, c.seed) for c in done] == [("sgd", 0), ("saner", 0), ("sgd", 4), ("saner", 4)]
     error = capsys.readouterr().err
     assert error.startswith("error: 2 of 6 runs did not end: npz-symmetric0.25-sam-mlp")
     assert "from seed 0" in error and "from seed 4" in error
 
 
-@pytest.mark.parametrize("error", [run.Interrupted("runs/x", 7), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [epochs.Interrupted("runs/x", 7), KeyboardInterrupt()])
 def test_an_interruption_ends_the_preset_and_says_how_to_go_on(error, monkeypatch, tmp_path):
     begun = []
 
@@ -359,15 +378,15 @@ def test_how_long_it_takes(monkeypatch, capsys, done, tmp_path):
 
     def seconds(config):
         timed.append(config)
-        return {"sgd": 100.0}.get(config.method, 210.0)
+        return {"sgd": 100.0}.get(config.optimizer.method, 210.0)
 
     monkeypatch.setattr(runs, "seconds_per_epoch", seconds)
-    configs = [HERE.of(config) for config in runs.runs(presets.cells("figure1", PART, TINY), (0, 4))]
+    configs = [under(HERE, config) for config in runs.runs(presets.cells("figure1", PART, TINY), (0, 4))]
     cut_off(configs[1], tmp_path / run_name(configs[1]), 1)
     complete(configs[2], tmp_path / run_name(configs[2]))
     runs.carry_out("figure1", PART, TINY, HERE, tmp_path, dry_run=True)
     # Once for each kind; SGD twice two epochs, SAM once one and once two, SANER once two.
-    assert [c.method for c in timed] == ["sgd", "sam"]
+    assert [c.optimizer.method for c in timed] == ["sgd", "sam"]
     assert f"about {runs.duration(4 * 100 + 5 * 210)} on this device, estimated" in capsys.readouterr().out
     # A companion and another network are kinds of their own.
     timed.clear()

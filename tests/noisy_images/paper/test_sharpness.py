@@ -1,6 +1,5 @@
 """Sharpness against dense Hessians and known spectra; what a run leaves behind."""
 
-import dataclasses
 import json
 
 import jax
@@ -10,8 +9,9 @@ import pytest
 
 from examples.noisy_images import cli, files
 from examples.noisy_images import config as configuration
-from examples.noisy_images.config import Config
+from examples.noisy_images.config import configure, replace
 from examples.noisy_images.errors import UserError
+from examples.noisy_images.measures import sharpness as lanczos
 from examples.noisy_images.paper import sharpness
 from examples.noisy_images.training import run
 
@@ -38,7 +38,7 @@ def symmetric(spectrum, seed=0):
 def test_a_known_spectrum(spectrum, largest):
     matrix = symmetric(np.array(spectrum, float))
     seen = []
-    found = sharpness.largest_eigenvalue(lambda v: seen.append(v) or matrix @ v, len(matrix), tolerance=1e-8)
+    found = lanczos.largest_eigenvalue(lambda v: seen.append(v) or matrix @ v, len(matrix), tolerance=1e-8)
     assert found.eigenvalue == pytest.approx(largest, rel=1e-7)
     assert found.residual < 1e-6 and found.products == len(seen) and found.seconds > 0
     # The residual is that of the vector it came with, the last one that was multiplied.
@@ -54,9 +54,9 @@ def test_a_quadratic():
             return w["a"] @ batch @ w["a"] / 2 + jnp.sum(w["b"] ** 2)
 
         params = {"a": jnp.ones(30), "b": jnp.ones((2, 2))}
-        product, size = sharpness.hessian_product(loss, params, [jnp.asarray(matrix)])
+        product, size = lanczos.hessian_product(loss, params, [jnp.asarray(matrix)])
         assert size == 34
-        found = sharpness.largest_eigenvalue(product, size, tolerance=1e-10)
+        found = lanczos.largest_eigenvalue(product, size, tolerance=1e-10)
     assert found.eigenvalue == pytest.approx(7, rel=1e-9)
 
 
@@ -86,10 +86,10 @@ def test_a_dense_hessian_of_a_network():
     with jax.enable_x64(True):
         loss, params, images, labels = mlp(jnp.float64)
         hessian = dense(loss, params, (images, labels))
-        product, size = sharpness.hessian_product(loss, params, [(images, labels)])
+        product, size = lanczos.hessian_product(loss, params, [(images, labels)])
         vector = np.random.default_rng(2).normal(size=size)
         np.testing.assert_allclose(product(vector), hessian @ vector, rtol=1e-10)
-        found = sharpness.largest_eigenvalue(product, size, tolerance=1e-9)
+        found = lanczos.largest_eigenvalue(product, size, tolerance=1e-9)
     values = np.linalg.eigvalsh(hessian)
     assert found.eigenvalue == pytest.approx(values[-1], rel=1e-8)
     # Saddle points have curvature below zero, too.
@@ -100,24 +100,24 @@ def test_batches_add_up_and_float32_is_enough():
     with jax.enable_x64(True):
         loss, params, images, labels = mlp(jnp.float64)
         largest = np.linalg.eigvalsh(dense(loss, params, (images, labels)))[-1]
-        whole, size = sharpness.hessian_product(loss, params, [(images, labels)])
-        parts, _ = sharpness.hessian_product(loss, params, [(images[i : i + 4], labels[i : i + 4]) for i in (0, 4, 8)])
+        whole, size = lanczos.hessian_product(loss, params, [(images, labels)])
+        parts, _ = lanczos.hessian_product(loss, params, [(images[i : i + 4], labels[i : i + 4]) for i in (0, 4, 8)])
         vector = np.random.default_rng(3).normal(size=size)
         np.testing.assert_allclose(parts(vector), whole(vector), rtol=1e-12)
     loss, params, images, labels = mlp(jnp.float32)
-    product, size = sharpness.hessian_product(loss, params, [(images[:5], labels[:5]), (images[5:], labels[5:])])
+    product, size = lanczos.hessian_product(loss, params, [(images[:5], labels[:5]), (images[5:], labels[5:])])
     assert product(vector).dtype == np.float64
     with jax.default_matmul_precision("float32"):
-        found = sharpness.largest_eigenvalue(product, size)
+        found = lanczos.largest_eigenvalue(product, size)
     assert found.eigenvalue == pytest.approx(largest, rel=1e-3) and found.residual < 1e-3
 
 
 def test_what_cannot_be_measured():
     matrix = symmetric(np.linspace(0, 1, 400))
     with pytest.raises(UserError, match=r"did not converge to a relative 1e-12 in \d+ products: give a larger --tol"):
-        sharpness.largest_eigenvalue(lambda v: matrix @ v, 400, tolerance=1e-12, max_products=20)
+        lanczos.largest_eigenvalue(lambda v: matrix @ v, 400, tolerance=1e-12, max_products=20)
     with pytest.raises(UserError, match="Hessian of this checkpoint is not finite"):
-        sharpness.largest_eigenvalue(lambda v: v * np.nan, 30)
+        lanczos.largest_eigenvalue(lambda v: v * np.nan, 30)
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def runs(npz, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "_optional", lambda write: None)
-        config = Config(
+        config = configure(
             dataset="npz",
             data_dir=str(npz(train=32, wrong=10)),
             noise="none",
@@ -141,7 +141,7 @@ def runs(npz, tmp_path_factory):
             rho=0.2,
         )
         for method, seed in (("sgd", 0), ("sgd", 1), ("sam", 0)):
-            run.train(dataclasses.replace(config, method=method, seed=seed), out / f"{method}{seed}")
+            run.train(replace(config, method=method, seed=seed), out / f"{method}{seed}")
     return out
 
 
@@ -192,7 +192,7 @@ def test_the_command_measures_runs_and_compares_methods(runs, tmp_path, capsys):
 
 def test_runs_that_cannot_be_measured(runs, tmp_path, capsys):
     files.write_json(tmp_path / "config.json", json.loads((runs / "sgd0" / "config.json").read_text()))
-    assert configuration.read(tmp_path / "config.json").method == "sgd"
+    assert configuration.read(tmp_path / "config.json").optimizer.method == "sgd"
     for arguments, message in (
         ((tmp_path,), "has no checkpoint yet; train it first"),
         ((runs / "nowhere",), "nowhere is not the folder of a run"),

@@ -1,20 +1,18 @@
 """Cross-validation: folds that leave out correctly, and predictions of the one network that did not see a sample."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from examples.noisy_images import config as configuration
 from examples.noisy_images import data
-from examples.noisy_images.config import Config
+from examples.noisy_images.config import configure, replace
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.suspects import cross_validation, ranking
 from examples.noisy_images.training import run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-CONFIG = Config(
+CONFIG = configure(
     dataset="digits",
     subset=240,
     test_subset=40,
@@ -51,7 +49,7 @@ def test_folds_hold_every_sample_once_and_its_given_label():
     whole = run.prepare(CONFIG)
     left_out = []
     for fold in range(3):
-        prepared = run.prepare(dataclasses.replace(CONFIG, folds=3, fold=fold))
+        prepared = run.prepare(replace(CONFIG, folds=3, fold=fold))
         train, out = prepared.dataset.train, prepared.left_out
         assert len(train) + len(out) == 216 and not set(train.index) & set(out.index)
         # The noise and the held-out split are those of the run on all folds.
@@ -84,7 +82,7 @@ def test_each_sample_is_predicted_by_the_network_that_did_not_see_it(trained):
     for fold in range(3):
         one = folder / "cross-validation-3" / f"fold-{fold}"
         its_config = configuration.read(one / "config.json")
-        assert its_config == dataclasses.replace(CONFIG, folds=3, fold=fold, sample_history=False)
+        assert its_config == replace(CONFIG, folds=3, fold=fold, sample_history=False)
         trainer, prepared = run.restored(one)
         out = prepared.left_out
         positions = [train.index.tolist().index(i) for i in out.index]
@@ -129,7 +127,7 @@ def test_the_ranking_by_them(trained, tmp_path):
 )
 def test_folds_that_cannot_be(change, message):
     with pytest.raises(UserError, match=message):
-        run.prepare(dataclasses.replace(CONFIG, **change))
+        run.prepare(replace(CONFIG, **change))
 
 
 def test_a_fold_is_not_cross_validated_itself(trained):
@@ -142,7 +140,7 @@ def test_probabilities_are_those_of_the_losses(tiny):
     from examples.noisy_images.training.trainer import Trainer
 
     dataset = tiny()
-    trainer = Trainer(dataclasses.replace(CONFIG, batch_size=8), dataset)
+    trainer = Trainer(replace(CONFIG, batch_size=8), dataset)
     probabilities = trainer.probabilities(dataset.train)
     losses, predictions = trainer.evaluate(dataset.train)
     np.testing.assert_allclose(-np.log(probabilities[np.arange(24), dataset.train.labels]), losses, rtol=1e-4)

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import precision_score, roc_auc_score
 
 from examples.noisy_images import cli, data
-from examples.noisy_images.config import Config
+from examples.noisy_images.config import configure, replace
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.measures import plots, sample_history
 from examples.noisy_images.suspects import estimate, ranking, scores, suspicion
@@ -305,7 +305,7 @@ def test_a_sheet_shows_the_pixels_of_every_kind_of_image(shape):
 
 # --- whole runs ---------------------------------------------------------------------------------------------------
 
-DIGITS = Config(
+DIGITS = configure(
     dataset="digits",
     subset=600,
     test_subset=60,
@@ -329,7 +329,7 @@ def two_seeds(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "_optional", lambda write: None)
         for seed, folder in enumerate(folders):
-            run.train(dataclasses.replace(DIGITS, seed=seed), folder)
+            run.train(replace(DIGITS, seed=seed), folder)
     return folders
 
 
@@ -391,7 +391,7 @@ def test_arrays_are_as_cleanlab_reads_them(two_seeds, tmp_path):
 
 def test_what_does_not_belong_together(two_seeds, tmp_path):
     other = tmp_path / "other"
-    run.train(dataclasses.replace(DIGITS, noise_seed=1, epochs=1), other)
+    run.train(replace(DIGITS, noise_seed=1, epochs=1), other)
     with pytest.raises(UserError, match="other given labels: rank runs together that differ in --seed alone"):
         ranking.rank([two_seeds[0], other], tmp_path / "out", "mean_loss", top=1)
     with pytest.raises(UserError, match="unknown score 'mean': did you mean 'mean_loss'"):
@@ -421,7 +421,7 @@ def write_photographs(root, streamed):
 def test_own_folder_of_images(tmp_path, streamed, capsys):
     write_photographs(tmp_path / "images" / "train", streamed)
     write_photographs(tmp_path / "images" / "test", streamed)
-    own = Config(
+    own = configure(
         dataset="folder",
         data_dir=str(tmp_path / "images"),
         image_size=16 if streamed else None,

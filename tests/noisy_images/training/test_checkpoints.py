@@ -1,6 +1,5 @@
 """Checkpoints: whole, of this configuration, and the state bit for bit."""
 
-import dataclasses
 import shutil
 
 import jax
@@ -8,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples.noisy_images.config import Config
+from examples.noisy_images.config import configure, replace
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.training import devices
 from examples.noisy_images.training.checkpoints import Checkpoints
-from examples.noisy_images.training.trainer import Spec, compiled_functions
+from examples.noisy_images.training.step import Spec
+from examples.noisy_images.training.trainer import compiled_functions
 
 # Two networks, BatchNorm, a method with averages of its own.
-CONFIG = Config(model="small_cnn", width=1 / 32, batch_size=8, method="vasso+saner", companion="co-teaching")
+CONFIG = configure(model="small_cnn", width=1 / 32, batch_size=8, method="vasso+saner", companion="co-teaching")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_another_configuration_is_named(tmp_path, state):
     checkpoints = Checkpoints(tmp_path, CONFIG)
     checkpoints.save(at(state, 1), {})
     checkpoints.close()
-    other = Checkpoints(tmp_path, dataclasses.replace(CONFIG, rate=0.2, seed=3))
+    other = Checkpoints(tmp_path, replace(CONFIG, rate=0.2, seed=3))
     with pytest.raises(UserError, match=r"another configuration \(rate: 0.2 here, 0.5 there; seed: 3 here, 0 there\)"):
         other.restore(state)
 

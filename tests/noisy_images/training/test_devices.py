@@ -3,7 +3,6 @@
 In float32 a rounding difference can flip a bit of SANER's mask, after which trajectories part.
 """
 
-import dataclasses
 import math
 import re
 
@@ -14,17 +13,18 @@ import pytest
 from flax import nnx
 
 from examples.noisy_images import models
-from examples.noisy_images.config import Config, check
+from examples.noisy_images.config import check, configure, replace
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.models import layers
 from examples.noisy_images.training import devices, methods
 from examples.noisy_images.training.accumulation import accumulate
-from examples.noisy_images.training.trainer import Trainer, epoch_order
+from examples.noisy_images.training.step import epoch_order
+from examples.noisy_images.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 # Everything random switched on, and BatchNorm.
-NORMALISED = Config(
+NORMALISED = configure(
     model="normalised64",
     dropout=0.3,
     epochs=4,
@@ -36,7 +36,7 @@ NORMALISED = Config(
     weight_decay=0.01,
     seed=5,
 )
-PLAIN = dataclasses.replace(NORMALISED, model="plain64", augment=False, dropout=0.0)
+PLAIN = replace(NORMALISED, model="plain64", augment=False, dropout=0.0)
 
 
 class Network(nnx.Module):
@@ -108,7 +108,7 @@ VARIANTS = {
     ("variant", "counts"), [("saner", (2, 4, 8)), ("sam", (2,)), ("co-teaching", (4,)), ("sgd", (8,))]
 )
 def test_several_devices_take_the_steps_of_one(variant, counts, tiny):
-    config, dataset = dataclasses.replace(NORMALISED, **VARIANTS[variant]), tiny(train=40)
+    config, dataset = replace(NORMALISED, **VARIANTS[variant]), tiny(train=40)
     one = trained(config, dataset)
     for count in counts:
         several = trained(config, dataset, count)
@@ -123,7 +123,7 @@ def test_several_devices_take_the_steps_of_one(variant, counts, tiny):
 
 def compiled(trainer):
     train = trainer.dataset.train
-    order = devices.put_whole(trainer.mesh, jnp.arange(len(train)))
+    order = devices.replicate(trainer.mesh, jnp.arange(len(train)))
     return trainer._functions.train_step.lower(trainer.state, trainer._seed, trainer._place(train), order).compile()
 
 
@@ -135,7 +135,7 @@ def test_devices_share_the_batch_and_not_its_images(tiny):
 
 
 def test_one_device_has_nothing_of_several(tiny):
-    config = dataclasses.replace(NORMALISED, method="sgd")
+    config = replace(NORMALISED, method="sgd")
     program = compiled(Trainer(config, tiny(train=40), devices.mesh(1))).as_text()
     assert not re.search("all-reduce|all-gather|Sharding|num_partitions=[^1]|copy-start", program)
 
@@ -165,7 +165,7 @@ def test_statistics_per_device_need_no_other_device(tiny):
     """On as many devices as groups, only gradients and scalars are summed over devices."""
     counts = {}
     for groups in (1, 8):
-        config = dataclasses.replace(NORMALISED, **UNCHANGED, batch_norm_groups=groups, method="sgd")
+        config = replace(NORMALISED, **UNCHANGED, batch_norm_groups=groups, method="sgd")
         program = compiled(Trainer(config, tiny(train=40), devices.mesh(8))).as_text()
         assert not re.search("all-gather|all-to-all|collective-permute", program)
         counts[groups] = len(re.findall(r"all-reduce(?:-start)?\(", program))
@@ -195,26 +195,26 @@ def test_a_sum_over_micro_batches(loop, monkeypatch):
     ("variant", "count", "devices"), [({}, 4, 1), ({}, 2, 8), (CO_TEACHING | {"method": "sgd"}, 4, 2)]
 )
 def test_micro_batches_take_the_steps_of_the_whole_batch(variant, count, devices, tiny):
-    config, dataset = dataclasses.replace(PLAIN, **variant), tiny(train=40)
-    accumulated = trained(dataclasses.replace(config, accumulate=count), dataset, devices)
+    config, dataset = replace(PLAIN, **variant), tiny(train=40)
+    accumulated = trained(replace(config, accumulate=count), dataset, devices)
     assert_same(accumulated.state, trained(config, dataset).state)
 
 
 def test_batch_norm_sees_one_micro_batch_at_a_time(tiny):
     """Micro-batches of every fourth sample are groups of a batch that holds these samples one after the other."""
-    config = dataclasses.replace(NORMALISED, dropout=0.0, augment=False, batch_norm_pass="perturbed")
+    config = replace(NORMALISED, dropout=0.0, augment=False, batch_norm_pass="perturbed")
     dataset = tiny(train=16)
-    accumulated = trained(dataclasses.replace(config, accumulate=4), dataset, steps=1)
+    accumulated = trained(replace(config, accumulate=4), dataset, steps=1)
     images, labels = dataset.train.images, dataset.train.labels
     order = np.asarray(epoch_order(config.seed, 0, 16)).reshape(4, 4).T.ravel()
-    grouped = Trainer(dataclasses.replace(config, batch_norm_groups=4), dataset, devices.mesh(1))
+    grouped = Trainer(replace(config, batch_norm_groups=4), dataset, devices.mesh(1))
     batch = jnp.asarray(images[order]), jnp.asarray(labels[order])
     assert_same(accumulated.state, grouped._functions.train_batch(in_float64(grouped.state), grouped._seed, *batch))
 
 
 def test_dropout_masks_are_the_same_in_both_passes_over_micro_batches(tiny):
     """So that without a perturbation there is no difference between the gradients."""
-    config = dataclasses.replace(PLAIN, dropout=0.3, accumulate=2, method="sam", rho=0.0)
+    config = replace(PLAIN, dropout=0.3, accumulate=2, method="sam", rho=0.0)
     monitored = methods.monitored(trained(config, tiny(train=40), steps=1).state.networks[0].opt_state)
     np.testing.assert_allclose(monitored.perturbed_gradient_norm, monitored.gradient_norm, rtol=1e-12)
     np.testing.assert_allclose(monitored.cosine, 1, rtol=1e-12)
@@ -225,7 +225,7 @@ def test_micro_batches_in_a_loop_need_less_memory(tiny, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     needed = {}
     for count in (1, 4):
-        config = dataclasses.replace(PLAIN, method="sgd", batch_size=512, accumulate=count)
+        config = replace(PLAIN, method="sgd", batch_size=512, accumulate=count)
         trainer = Trainer(config, tiny(train=512), devices.mesh(1))
         needed[count] = compiled(trainer).memory_analysis().temp_size_in_bytes
     assert needed[4] < 0.5 * needed[1], needed
@@ -235,11 +235,11 @@ def test_micro_batches_in_a_loop_need_less_memory(tiny, monkeypatch):
 
 
 def test_batches_that_cannot_be_divided(tiny):
-    config = dataclasses.replace(PLAIN, batch_size=20, accumulate=2)
+    config = replace(PLAIN, batch_size=20, accumulate=2)
     with pytest.raises(UserError, match=r"--batch-size 20 is not a multiple of 16, the number of devices \(8\) times"):
         Trainer(config, tiny(), devices.mesh(8))
     with pytest.raises(UserError, match=r"--batch-size 20 is not a multiple of 8, --accumulate \(2\) times"):
-        check(dataclasses.replace(config, batch_norm_groups=4))
+        check(replace(config, batch_norm_groups=4))
 
 
 @pytest.mark.parametrize("count", [0, 9, -1])

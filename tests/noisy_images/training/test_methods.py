@@ -1,6 +1,5 @@
 """Every method by its name, and the schedules of the paper."""
 
-import dataclasses
 import functools
 
 import jax
@@ -12,10 +11,11 @@ from flax import nnx
 
 import saner_jax
 from examples.noisy_images import models
-from examples.noisy_images.config import PAPER, Config
+from examples.noisy_images.config import PAPER, configure, replace
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.training import methods
-from examples.noisy_images.training.trainer import Trainer, running_metrics
+from examples.noisy_images.training.step import running_metrics
+from examples.noisy_images.training.trainer import Trainer
 
 STEPS = 390
 PARAMS = {
@@ -51,7 +51,7 @@ def test_every_method_has_a_summary():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_trains_an_epoch(method, tiny, eager):
-    config = Config(model="mlp", width=1 / 64, epochs=2, batch_size=8, method=method, learning_rate=0.05)
+    config = configure(model="mlp", width=1 / 64, epochs=2, batch_size=8, method=method, learning_rate=0.05)
     trainer = Trainer(config, tiny())
     before = trainer.state
     # The types of the state never change, or a second step would compile again.
@@ -91,7 +91,7 @@ ALIASES = {
     ),
     "saner_random": lambda: saner_jax.sam(0.3, saner_jax.downweight_random(0.9)),
 }
-ODD = Config(
+ODD = configure(
     rho=0.3,
     alpha=0.9,
     alpha_ramp=0.0,
@@ -109,7 +109,7 @@ ODD = Config(
 
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_setting_arrives_in_its_place(method):
-    config = dataclasses.replace(ODD, method=method)
+    config = replace(ODD, method=method)
     params, _ = run(methods.create(config, STEPS, 10))
     expected, _ = run(optax.chain(ALIASES[method](), optax.add_decayed_weights(0.1), optax.sgd(0.2, momentum=0.7)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, expected)
@@ -117,7 +117,7 @@ def test_every_setting_arrives_in_its_place(method):
 
 def test_weight_decay_comes_after_the_mask_and_reaches_every_parameter():
     # alpha = 1 removes the elements that the mask holds: what is left of them is the decay alone.
-    config = dataclasses.replace(ODD, method="saner", alpha=1.0, momentum=0.0, learning_rate=1.0)
+    config = replace(ODD, method="saner", alpha=1.0, momentum=0.0, learning_rate=1.0)
     updates, _ = (tx := methods.create(config, STEPS, 10)).update(
         gradient(PARAMS), tx.init(PARAMS), PARAMS, grad_fn=lambda p: jax.tree.map(lambda x: x / 2, gradient(PARAMS))
     )
@@ -132,19 +132,19 @@ def test_the_learning_rate_falls_to_a_tenth_at_epochs_100_and_150():
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 5])
 def test_the_learning_rate_never_falls_in_the_first_epoch(epochs):
-    rate = methods.learning_rate(Config(epochs=epochs), 7)
+    rate = methods.learning_rate(configure(epochs=epochs), 7)
     np.testing.assert_allclose([rate(0), rate(6)], 0.1)
 
 
 def test_other_learning_rates():
-    cosine = methods.learning_rate(Config(learning_rate_schedule="cosine"), STEPS)
+    cosine = methods.learning_rate(configure(learning_rate_schedule="cosine"), STEPS)
     np.testing.assert_allclose([cosine(0), cosine(100 * STEPS), cosine(200 * STEPS)], [0.1, 0.05, 0], atol=1e-7)
-    assert methods.learning_rate(Config(learning_rate_schedule="constant"), STEPS)(10**6) == pytest.approx(0.1)
+    assert methods.learning_rate(configure(learning_rate_schedule="constant"), STEPS)(10**6) == pytest.approx(0.1)
 
 
 def test_alpha_rises_over_fifty_of_two_hundred_epochs():
     staircase = methods.hyperparameters(PAPER, STEPS, 10).alpha
-    straight = methods.hyperparameters(dataclasses.replace(PAPER, alpha_ramp_by="step"), STEPS, 10).alpha
+    straight = methods.hyperparameters(replace(PAPER, alpha_ramp_by="step"), STEPS, 10).alpha
     for epoch in (0, 1, 24, 49, 50, 199):
         # The released code counts epochs from 1.
         expected = 0.5 * min((epoch + 1) / 50, 1)
@@ -153,12 +153,12 @@ def test_alpha_rises_over_fifty_of_two_hundred_epochs():
         np.testing.assert_allclose(
             [straight(first), straight(last)], [0.5 * min(s / (50 * STEPS), 1) for s in (first, last)], rtol=1e-6
         )
-    assert methods.hyperparameters(dataclasses.replace(PAPER, alpha_ramp=0.0), STEPS, 10).alpha == 0.5
+    assert methods.hyperparameters(replace(PAPER, alpha_ramp=0.0), STEPS, 10).alpha == 0.5
 
 
 def test_rho_of_each_method():
     def rho(classes, **change):
-        return methods.hyperparameters(dataclasses.replace(PAPER, **change), STEPS, classes).rho
+        return methods.hyperparameters(replace(PAPER, **change), STEPS, classes).rho
 
     assert [rho(10, method=m) for m in ("saner", "sam", "gsam+saner", "sgd_d")] == [0.1] * 4
     assert [rho(classes, method=m) for classes in (10, 100) for m in ("asam", "asam+saner")] == [0.5, 0.5, 1.0, 1.0]
@@ -167,7 +167,7 @@ def test_rho_of_each_method():
 
 
 def test_rho_follows_the_learning_rate():
-    config = dataclasses.replace(PAPER, method="gsam", rho=0.5, rho_min=0.1, learning_rate_schedule="cosine")
+    config = replace(PAPER, method="gsam", rho=0.5, rho_min=0.1, learning_rate_schedule="cosine")
     rho = methods.hyperparameters(config, STEPS, 10).rho
     np.testing.assert_allclose([rho(0), rho(100 * STEPS), rho(200 * STEPS)], [0.5, 0.3, 0.1], rtol=1e-5)
 
@@ -175,7 +175,7 @@ def test_rho_follows_the_learning_rate():
 def test_asam_scales_biases_or_not():
     def perturbed(leaves):
         seen = []
-        config = dataclasses.replace(ODD, method="asam", asam_leaves=leaves, asam_eta=0.0)
+        config = replace(ODD, method="asam", asam_leaves=leaves, asam_eta=0.0)
         tx = methods.create(config, STEPS, 10)
         tx.update(gradient(PARAMS), tx.init(PARAMS), PARAMS, grad_fn=lambda p: seen.append(p) or gradient(p))
         return jax.tree.map(lambda a, b: np.asarray(a - b), seen[0], PARAMS)
@@ -190,7 +190,7 @@ def test_asam_scales_biases_or_not():
 
 
 def test_asam_takes_a_models_biases_for_biases(tiny):
-    trainer = Trainer(Config(model="small_cnn", width=1 / 32, batch_size=8), tiny())
+    trainer = Trainer(configure(model="small_cnn", width=1 / 32, batch_size=8), tiny())
     paths = jax.tree_util.tree_leaves_with_path(methods._all_but_biases(trainer.state.networks[0].params))
     masked = {jax.tree_util.keystr(path, simple=True, separator="/") for path, scaled in paths if not scaled}
     # Four BatchNorms and the classifier.
@@ -212,16 +212,16 @@ def test_the_last_layer_of_every_model_is_found(model):
 
 
 def test_a_model_without_a_classifier_is_the_users_error():
-    tx = methods.create(dataclasses.replace(ODD, method="saner_last_layer"), STEPS, 10)
+    tx = methods.create(replace(ODD, method="saner_last_layer"), STEPS, 10)
     params = {"head": jnp.ones(2)}
     with pytest.raises(UserError, match="'classifier'"):
         tx.update(params, tx.init(params), params, grad_fn=lambda w: w)
 
 
 def test_the_random_control_draws_by_the_training_seed_and_shares_what_is_compiled(tiny):
-    config = Config(model="mlp", width=1 / 64, batch_size=8, method="saner_random")
+    config = configure(model="mlp", width=1 / 64, batch_size=8, method="saner_random")
     trainers = [
-        Trainer(dataclasses.replace(config, seed=seed, companion=companion), tiny())
+        Trainer(replace(config, seed=seed, companion=companion), tiny())
         for seed, companion in ((0, "none"), (0, "none"), (1, "none"), (0, "co-teaching"))
     ]
     seeds = [
@@ -234,7 +234,7 @@ def test_the_random_control_draws_by_the_training_seed_and_shares_what_is_compil
 
 def test_the_monitored_scalars_are_found():
     for method in methods.METHODS:
-        _, state = run(methods.create(dataclasses.replace(ODD, method=method), STEPS, 10), steps=1)
+        _, state = run(methods.create(replace(ODD, method=method), STEPS, 10), steps=1)
         assert (methods.monitored(state) is None) == (method == "sgd")
 
 
@@ -248,4 +248,4 @@ def test_the_monitored_scalars_are_found():
 )
 def test_impossible_methods_are_the_users_error(change, message):
     with pytest.raises(UserError, match=message):
-        methods.create(dataclasses.replace(PAPER, **change), STEPS, 10)
+        methods.create(replace(PAPER, **change), STEPS, 10)

@@ -1,6 +1,5 @@
 """One run: its data and noise, the files it writes, what it refuses, how it stops and goes on."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -13,10 +12,10 @@ import pytest
 
 from examples.noisy_images import config as configuration
 from examples.noisy_images import files
-from examples.noisy_images.config import Config
+from examples.noisy_images.config import configure, replace
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.measures import metrics
-from examples.noisy_images.training import logs, methods, run
+from examples.noisy_images.training import epochs, logs, methods, run
 from examples.noisy_images.training.checkpoints import Checkpoints
 from examples.noisy_images.training.trainer import Trainer
 
@@ -26,7 +25,7 @@ TIMES = ("steps_per_second", "seconds")
 @pytest.fixture(scope="module")
 def config(npz):
     """Thirty-two images, eight of them held out, ten with a wrong label; three steps an epoch."""
-    return Config(
+    return configure(
         dataset="npz",
         data_dir=str(npz(train=32, wrong=10)),
         noise="none",
@@ -74,7 +73,7 @@ def test_a_run_writes_one_folder(finished):
     folder, _, _ = finished
     written = {path.name for path in folder.iterdir()}
     assert written == {
-        *("config.json", "environment.json", "noise.json", "noise.png", "metrics.jsonl", "curves.png"),
+        *("config.json", "data.json", "environment.json", "noise.json", "noise.png", "metrics.jsonl", "curves.png"),
         *("tensorboard", "checkpoints", "samples", "summary.json"),
     }
     for name in ("noise.png", "curves.png"):
@@ -178,7 +177,7 @@ def test_evaluate_measures_the_last_checkpoint(finished):
 
 
 def test_the_subset_is_cut_before_the_noise_and_the_held_out_split_after(config):
-    digits = Config(dataset="digits", noise="symmetric", rate=0.4, subset=200, test_subset=50, holdout=0.1)
+    digits = configure(dataset="digits", noise="symmetric", rate=0.4, subset=200, test_subset=50, holdout=0.1)
     prepared = run.prepare(digits)
     train, heldout = prepared.dataset.train, prepared.heldout
     assert (len(train), len(heldout), len(prepared.dataset.test)) == (180, 20, 50)
@@ -188,12 +187,12 @@ def test_the_subset_is_cut_before_the_noise_and_the_held_out_split_after(config)
     assert (heldout.labels != heldout.clean_labels).any()
     assert not set(train.index) & set(heldout.index)
     # The noise follows the training seed, the images do not.
-    other = run.prepare(dataclasses.replace(digits, seed=1))
+    other = run.prepare(replace(digits, seed=1))
     np.testing.assert_array_equal(other.dataset.train.index, train.index)
     assert (other.dataset.train.labels != train.labels).any()
-    same = run.prepare(dataclasses.replace(digits, seed=1, noise_seed=0))
+    same = run.prepare(replace(digits, seed=1, noise_seed=0))
     np.testing.assert_array_equal(same.dataset.train.labels, train.labels)
-    assert not set(run.prepare(dataclasses.replace(digits, data_seed=1)).dataset.train.index) == set(train.index)
+    assert not set(run.prepare(replace(digits, data_seed=1)).dataset.train.index) == set(train.index)
 
 
 @pytest.mark.parametrize(
@@ -204,31 +203,31 @@ def test_the_subset_is_cut_before_the_noise_and_the_held_out_split_after(config)
         ({"dataset": "cifar"}, "unknown data set 'cifar': did you mean.*choose one of cifar10, cifar100, digits"),
         ({"rate": -0.5}, "--rate"),
         ({"subset": 10**6}, "choose a size from 1 to 1348"),
-        ({"subset": 0}, "choose a size from 1 to 1348"),
+        ({"subset": 0}, "--subset must be at least 1, got 0"),
         ({"holdout": 1.0}, "--holdout 1.0"),
         ({"holdout": 0.0001}, "--holdout 0.0001"),
         ({"noise": "real"}, "real noise needs --human-labels"),
         ({"batch_size": 1349, "holdout": 0.0}, "--batch-size 1349 is larger than the training set of 1348 images"),
-        ({"width": 0.0}, "width is 0.0"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"width": 0.0}, "--width must be above 0, got 0.0"),
+        ({"dropout": 1.0}, r"--dropout must be in \[0, 1\), got 1.0"),
         ({"alpha": float("nan")}, "alpha"),
     ],
 )
 def test_what_cannot_be_leaves_nothing_behind(tmp_path, change, message):
     with pytest.raises(UserError, match=message) as error:
-        run.train(dataclasses.replace(Config(dataset="digits", model="mlp"), **change), tmp_path / "run")
+        run.train(replace(configure(dataset="digits", model="mlp"), **change), tmp_path / "run")
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
 def test_noise_needs_true_labels(npz, config, tmp_path):
-    unknown = dataclasses.replace(config, data_dir=str(npz(clean_labels=False)), noise="symmetric")
+    unknown = replace(config, data_dir=str(npz(clean_labels=False)), noise="symmetric")
     with pytest.raises(UserError, match=r"true labels .* are unknown: use --noise none"):
         run.train(unknown, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_metrics_that_need_true_labels_are_absent_without_them(npz, config, tmp_path, no_figures):
-    unknown = dataclasses.replace(config, data_dir=str(npz(clean_labels=False)), holdout=0.0, epochs=1, method="sgd")
+    unknown = replace(config, data_dir=str(npz(clean_labels=False)), holdout=0.0, epochs=1, method="sgd")
     summary = run.train(unknown, tmp_path / "run")
     (record,) = files.read_json_lines(tmp_path / "run" / "metrics.jsonl")
     assert record["train_accuracy"] >= 0
@@ -248,7 +247,7 @@ def test_a_folder_with_a_run_is_not_trained_over(finished, config):
     folder, _, _ = finished
     with pytest.raises(UserError, match=r"already holds a run: go on with `resume .*one`"):
         run.train(config, folder)
-    other = dataclasses.replace(config, rate=0.1, learning_rate=0.5)
+    other = replace(config, rate=0.1, learning_rate=0.5)
     with pytest.raises(UserError, match=r"another configuration \(rate: 0.1 here, 0.5 there; learning_rate: 0.5 here"):
         run.train(other, folder)
 
@@ -299,7 +298,7 @@ def test_a_request_to_stop_saves_and_goes_on_bit_for_bit(step, finished, config,
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(logs, "progress", lambda *_: Signals([step]))
-        with pytest.raises(run.Interrupted, match=rf"after step {step}; go on with: .* resume .*run"):
+        with pytest.raises(epochs.Interrupted, match=rf"after step {step}; go on with: .* resume .*run"):
             run.train(config, tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is handler
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -331,7 +330,7 @@ def test_a_complete_run_is_resumed_to_what_it_is(finished, tmp_path, no_figures)
 
 def test_epochs_measured_after_the_last_checkpoint_are_measured_again(finished, config, tmp_path, no_figures):
     _, _, records = finished
-    sparse = dataclasses.replace(config, checkpoint_every=3)
+    sparse = replace(config, checkpoint_every=3)
     folder = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logs, "progress", lambda *_: Signals([11, 11]))
@@ -349,7 +348,7 @@ def test_epochs_measured_after_the_last_checkpoint_are_measured_again(finished, 
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, no_figures):
-    wild = dataclasses.replace(config, method="sgd", learning_rate=1e30, momentum=0.0)
+    wild = replace(config, method="sgd", learning_rate=1e30, momentum=0.0)
     with pytest.raises(
         UserError, match=r"loss became non-finite at step [12] \(epoch 1; last finite loss [\d.e+]+\)"
     ) as e:
@@ -366,7 +365,7 @@ def test_parameters_that_are_not_finite_are_never_saved(config, tmp_path, monkey
         return lambda step: jnp.where(step == 5, jnp.inf, schedule(config, steps_per_epoch)(step))
 
     monkeypatch.setattr(methods, "learning_rate", ruinous)
-    odd = dataclasses.replace(config, method="sgd", batch_norm_epsilon=2e-5)
+    odd = replace(config, method="sgd", batch_norm_epsilon=2e-5)
     with pytest.raises(UserError, match=r"test loss became non-finite at step 5 \(epoch 2; last.*step 3 is kept"):
         run.train(odd, tmp_path / "run")
     state, extra = params(tmp_path / "run")

@@ -13,15 +13,16 @@ from flax import nnx
 
 import saner_jax
 from examples.noisy_images import data, models
-from examples.noisy_images.config import Config
+from examples.noisy_images.config import configure, replace
 from examples.noisy_images.data import augmentation
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.models import layers
 from examples.noisy_images.training import companions, methods
-from examples.noisy_images.training.trainer import Trainer, check_memory, running_metrics
+from examples.noisy_images.training.step import running_metrics
+from examples.noisy_images.training.trainer import Trainer, check_memory
 
 # Everything random switched on; settings without a round number, so that none can be mistaken for another.
-MLP = Config(
+MLP = configure(
     model="mlp",
     width=1 / 64,
     dropout=0.3,
@@ -35,7 +36,7 @@ MLP = Config(
     weight_decay=0.01,
     seed=5,
 )
-NORMALISED = dataclasses.replace(MLP, model="normalised")
+NORMALISED = replace(MLP, model="normalised")
 
 
 class Normalised(nnx.Module):
@@ -90,18 +91,18 @@ class Plain:
     def __init__(self, config, dataset, stage, seed=None):
         self.config, self.dataset = config, dataset
         model = models.create(
-            config.model,
+            config.network.model,
             num_classes=dataset.num_classes,
             image_shape=dataset.image_shape,
             seed=config.seed if seed is None else seed,
-            width=config.width,
-            dropout=config.dropout,
+            width=config.network.width,
+            dropout=config.network.dropout,
         )
         self.graphdef, self.params, self.statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
         self.tx = optax.chain(
             stage,
-            optax.add_decayed_weights(config.weight_decay),
-            optax.sgd(config.learning_rate, momentum=config.momentum),
+            optax.add_decayed_weights(config.optimizer.weight_decay),
+            optax.sgd(config.optimizer.learning_rate, momentum=config.optimizer.momentum),
         )
         self.opt_state = self.tx.init(self.params)
 
@@ -109,7 +110,7 @@ class Plain:
         """Images and labels of a step, and its dropout key."""
         root = jax.random.key(self.config.seed)
         order_key, augment_key, dropout_key = (jax.random.fold_in(root, stream) for stream in range(3))
-        size, train = self.config.batch_size, self.dataset.train
+        size, train = self.config.training.batch_size, self.dataset.train
         epoch, number = divmod(step, len(train) // size)
         order = jax.random.permutation(jax.random.fold_in(order_key, epoch), len(train))
         chosen = np.asarray(order)[number * size : (number + 1) * size]
@@ -152,7 +153,7 @@ STAGES = {"sgd": lambda: optax.identity(), "saner": lambda: saner_jax.saner(0.2,
 @pytest.mark.slow
 @pytest.mark.parametrize("method", STAGES)
 def test_a_step_is_what_a_plain_loop_does(method, tiny, train):
-    config, dataset = dataclasses.replace(NORMALISED, method=method), tiny()
+    config, dataset = replace(NORMALISED, method=method), tiny()
     plain = Plain(config, dataset, STAGES[method]())
     trainer = train(config, dataset, steps=4)
     for step in range(4):
@@ -172,9 +173,9 @@ def test_a_compiled_step_is_the_same(tiny, train):
 
 def test_both_passes_see_one_batch_and_one_dropout_mask(tiny, train):
     dataset = tiny()
-    sgd = train(dataclasses.replace(NORMALISED, method="sgd"), dataset, steps=2)
-    sam = train(dataclasses.replace(NORMALISED, method="sam", rho=0.0), dataset, steps=2)
-    other = train(dataclasses.replace(NORMALISED, method="sgd", seed=6), dataset, steps=2)
+    sgd = train(replace(NORMALISED, method="sgd"), dataset, steps=2)
+    sam = train(replace(NORMALISED, method="sam", rho=0.0), dataset, steps=2)
+    other = train(replace(NORMALISED, method="sgd", seed=6), dataset, steps=2)
     assert_equal(sam.state.networks[0].params, sgd.state.networks[0].params)
     assert_equal(sam.state.networks[0].statistics, sgd.state.networks[0].statistics)
     assert not np.allclose(other.state.running.loss, sgd.state.running.loss)
@@ -182,7 +183,7 @@ def test_both_passes_see_one_batch_and_one_dropout_mask(tiny, train):
 
 @pytest.mark.parametrize(("batch_norm_pass", "at"), [("unperturbed", "w"), ("perturbed", "w + eps")])
 def test_batch_norm_statistics_come_from_the_pass_that_was_asked_for(batch_norm_pass, at, tiny, train):
-    config, dataset = dataclasses.replace(NORMALISED, batch_norm_pass=batch_norm_pass, rho=2.0), tiny()
+    config, dataset = replace(NORMALISED, batch_norm_pass=batch_norm_pass, rho=2.0), tiny()
     trainer = train(config, dataset, steps=1)
     statistics = {}
     for where in ("w", "w + eps"):
@@ -195,7 +196,7 @@ def test_batch_norm_statistics_come_from_the_pass_that_was_asked_for(batch_norm_
 
 
 def test_hard_bootstrapping_trains_on_its_own_loss(tiny, train):
-    config, dataset = dataclasses.replace(MLP, companion="bootstrapping"), tiny()
+    config, dataset = replace(MLP, companion="bootstrapping"), tiny()
     plain = Plain(config, dataset, saner_jax.saner(0.2, 0.9))
     for step in range(2):
         plain.step(step, companions.hard_bootstrapping)
@@ -204,7 +205,7 @@ def test_hard_bootstrapping_trains_on_its_own_loss(tiny, train):
 
 @pytest.mark.slow
 def test_co_teaching_steps_on_the_others_picks_in_both_passes(tiny, train):
-    config = dataclasses.replace(MLP, companion="co-teaching", forget_rate=0.4, forget_ramp_epochs=0)
+    config = replace(MLP, companion="co-teaching", forget_rate=0.4, forget_ramp_epochs=0)
     dataset = tiny()
     pair = [Plain(config, dataset, saner_jax.saner(0.2, 0.9), seed) for seed in (5, 5 + 2**31)]
     for step in range(2):
@@ -232,9 +233,7 @@ def logits_on_test(plain, network, dataset):
 
 
 def test_co_teaching_compiles_once_while_its_count_moves(tiny, train):
-    config = dataclasses.replace(
-        MLP, method="sgd", companion="co-teaching", forget_rate=0.9, forget_ramp_epochs=3, epochs=3
-    )
+    config = replace(MLP, method="sgd", companion="co-teaching", forget_rate=0.9, forget_ramp_epochs=3, epochs=3)
     trainer = train(config, tiny(), steps=9, jit=True)
     assert trainer._functions.train_step._cache_size() == 1
     shapes = {jax.tree.structure(n) for n in trainer.state.networks}
@@ -244,8 +243,8 @@ def test_co_teaching_compiles_once_while_its_count_moves(tiny, train):
 @pytest.mark.slow
 def test_a_scanned_epoch_is_the_loop_over_its_steps(tiny, train):
     dataset = tiny()
-    looped = train(dataclasses.replace(MLP, scan_epochs=False), dataset, steps=6, jit=True)
-    scanned = Trainer(dataclasses.replace(MLP, scan_epochs=True), dataset)
+    looped = train(replace(MLP, scan_epochs=False), dataset, steps=6, jit=True)
+    scanned = Trainer(replace(MLP, scan_epochs=True), dataset)
     assert [list(scanned.train_epoch()) for _ in range(2)] == [[3], [6]]
     assert_close(scanned.state, looped.state, rtol=1e-4)
     # An epoch that was left half-way is finished step by step.
@@ -260,7 +259,7 @@ def test_seeds_share_what_is_compiled(tiny, train):
     compiled = first._functions.train_step._cache_size()
     others = [
         train(
-            dataclasses.replace(MLP, seed=seed, noise_seed=seed, rate=0.1, evaluate_every=3),
+            replace(MLP, seed=seed, noise_seed=seed, rate=0.1, evaluate_every=3),
             tiny(wrong=seed),
             steps=3,
             jit=True,
@@ -327,7 +326,7 @@ def test_evaluation_is_in_evaluation_mode(tiny, train):
 
 
 def test_no_augmentation_leaves_the_images_alone(tiny, train):
-    config = dataclasses.replace(MLP, augment=False, dropout=0.0)
+    config = replace(MLP, augment=False, dropout=0.0)
     dataset = tiny()
     trainer = train(config, dataset, steps=1)
     plain = Plain(config, dataclasses.replace(dataset, crop_padding=0, flip=False), saner_jax.saner(0.2, 0.9))
@@ -355,7 +354,7 @@ def matrix_products(program):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_compute_precision_is_that_of_the_network_alone(precision, tiny):
     dataset = tiny()
-    trainer = Trainer(dataclasses.replace(MLP, method="gsam+saner", precision=precision), dataset)
+    trainer = Trainer(replace(MLP, method="gsam+saner", precision=precision), dataset)
     order = jnp.arange(24)
     with trainer._precision():
         step = trainer._functions.train_step.lower(trainer.state, trainer._seed, trainer._place(dataset.train), order)
@@ -373,14 +372,14 @@ def test_compute_precision_is_that_of_the_network_alone(precision, tiny):
 
 @pytest.mark.slow
 def test_bfloat16_trains(tiny, train):
-    trainer = train(dataclasses.replace(MLP, method="sgd", precision="bfloat16"), tiny(), jit=True)
+    trainer = train(replace(MLP, method="sgd", precision="bfloat16"), tiny(), jit=True)
     assert np.isfinite(running_metrics(trainer.state)["running_loss"])
 
 
 @pytest.mark.slow
 def test_running_values_are_means_over_the_epoch_so_far(tiny, train):
     dataset = tiny()
-    config = dataclasses.replace(MLP, dropout=0.0)
+    config = replace(MLP, dropout=0.0)
     losses, shares = [], []
     for steps in (1, 2, 3):
         trainer = train(config, dataset, steps=steps)
@@ -401,7 +400,7 @@ def test_running_values_are_means_over_the_epoch_so_far(tiny, train):
 
 
 def test_the_first_loss_that_is_not_finite_is_remembered(tiny, train):
-    config = dataclasses.replace(MLP, method="sgd", learning_rate=1e25, momentum=0.0)
+    config = replace(MLP, method="sgd", learning_rate=1e25, momentum=0.0)
     trainer = train(config, tiny(), steps=3)
     first, last = int(trainer.state.first_non_finite), float(trainer.state.last_finite_loss)
     assert 0 < first < 3 and np.isfinite(last)
@@ -413,17 +412,17 @@ def test_a_method_of_your_own_is_one_entry(tiny, eager, monkeypatch):
     monkeypatch.setitem(
         methods.METHODS, "signs", lambda p, **options: optax.stateless(lambda g, _: jax.tree.map(jnp.sign, g))
     )
-    config = dataclasses.replace(MLP, method="signs", momentum=0.0, weight_decay=0.0)
+    config = replace(MLP, method="signs", momentum=0.0, weight_decay=0.0)
     trainer = Trainer(config, tiny())
     before = jax.tree.map(np.asarray, trainer.state.networks[0].params)
     list(eager(trainer).train_epoch(lambda: True))
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), trainer.state.networks[0].params, before)
-    np.testing.assert_allclose(jax.tree.leaves(moved), config.learning_rate, rtol=1e-4)
+    np.testing.assert_allclose(jax.tree.leaves(moved), config.optimizer.learning_rate, rtol=1e-4)
 
 
 def test_a_batch_larger_than_the_data(tiny):
     with pytest.raises(UserError, match=r"--batch-size 25 is larger than the training set of 24 images"):
-        Trainer(dataclasses.replace(MLP, batch_size=25), tiny())
+        Trainer(replace(MLP, batch_size=25), tiny())
 
 
 def test_data_that_does_not_fit_on_the_device(tiny, monkeypatch):
@@ -457,7 +456,7 @@ def streamed(tmp_path):
 @pytest.mark.slow
 def test_streamed_images_train_and_go_on_in_the_middle_of_an_epoch(streamed, train):
     assert streamed.train.streamed and streamed.test.streamed
-    config = dataclasses.replace(MLP, method="sgd", batch_size=4, workers=0, precision="float32")
+    config = replace(MLP, method="sgd", batch_size=4, workers=0, precision="float32")
     whole = train(config, streamed, steps=7, jit=True)
     assert whole.epoch == 1 and whole.steps_per_epoch == 5
     halves = train(config, streamed, steps=3, jit=True)

@@ -1,0 +1,45 @@
+"""Files that speed up the next start: whole or absent, and never needed."""
+
+import os
+import pathlib
+import warnings
+import zipfile
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def write_cache(path: pathlib.Path, write) -> bool:
+    """Let `write(file)` make a file that speeds up the next start; False where the folder cannot be written to.
+
+    The file appears whole or not at all.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except OSError as error:
+        warnings.warn(
+            f"cannot keep the cache {str(path)!r} ({error}): the next start will be slow again.", stacklevel=2
+        )
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def write_cached_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Write an uncompressed .npz that speeds up the next start; False where the folder cannot be written to."""
+    return write_cache(path, lambda file: np.savez(file, **arrays))
+
+
+def read_cached_arrays(path: pathlib.Path, fingerprint: str | None) -> dict[str, np.ndarray] | None:
+    """Return the arrays of a cache; None when there is none, or one of other data than the fingerprint says."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if fingerprint is not None and str(archive["fingerprint"]) != fingerprint:
+                return None
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
