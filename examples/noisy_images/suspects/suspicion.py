@@ -80,7 +80,8 @@ def from_histories(
     The number of wrong labels is estimated from the probabilities where there are any and confident learning can
     use them, else from the histories.
     """
-    values = {name: np.stack([measure(history) for history in histories]) for name, measure in scores.SCORES.items()}
+    measures = scores.SCORES | (scores.MARGIN_SCORES if all(one.margins is not None for one in histories) else {})
+    values = {name: np.stack([measure(history) for history in histories]) for name, measure in measures.items()}
     values |= _of_probabilities(out_of_sample, train.labels)
     suggested = sample_history.most_predicted(histories, len(class_names))
     if out_of_sample and estimate.why_not(train.labels, len(class_names)) is None:

@@ -123,6 +123,18 @@ def test_the_histories_estimate_where_confident_learning_cannot(example, monkeyp
     assert rank([one], train, out_of_sample=probabilities).estimate.method == "histories"
 
 
+def test_margins_rank_where_the_histories_hold_them(example):
+    one, train = example
+    margins = np.array([[3, 1, 2, -4, -1], [1, 1, -2, -2, 1]], np.float16)
+    result = rank([dataclasses.replace(one, margins=margins)], train, "area_under_margin")
+    assert result.values["area_under_margin"].tolist() == [2, 1, 0, -3, 0]
+    # The lowest first; the others have an order of their own.
+    assert result.order.tolist() == [3, 2, 4, 1, 0]
+    assert result.suspicion["area_under_margin"].argmax() == 3
+    without = rank([dataclasses.replace(one, margins=margins), one], train)
+    assert "area_under_margin" not in without.values
+
+
 # --- probabilities of another model -------------------------------------------------------------------------------
 
 
@@ -398,6 +410,8 @@ def test_what_does_not_belong_together(two_seeds, tmp_path):
         ranking.rank(two_seeds, tmp_path / "out", "mean", top=1)
     with pytest.raises(UserError, match="needs the folds: add --cross-validate 5"):
         ranking.rank(two_seeds, tmp_path / "out", ranking.OUT_OF_SAMPLE, top=1)
+    with pytest.raises(UserError, match="--score area_under_margin needs the margins, which these runs did not keep"):
+        ranking.rank(two_seeds, tmp_path / "out", "area_under_margin", top=1)
     with pytest.raises(UserError, match="--top must be at least 1, got 0"):
         ranking.rank(two_seeds, tmp_path / "out", "mean_loss", top=0)
     assert not (tmp_path / "out").exists()
