@@ -84,7 +84,7 @@ class Config:
     precision: str = "float32"
     """Compute precision: float32, tf32 or bfloat16; parameters, perturbation and statistics stay float32."""
     convolution: str = "auto"
-    """Gradients of convolution kernels: auto (products of matrices on CPUs) or xla (XLA's own everywhere)."""
+    """Kernel gradients of convolutions: auto (on CPUs matrix products where they pay) or xla (XLA's own everywhere)."""
 
     # Method
     method: str = "saner"
