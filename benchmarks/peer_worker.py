@@ -25,6 +25,8 @@ class Problem:
     """float32, tf32, bfloat16; for one step that is compared, float64."""
     compile: bool
     """Whether PyTorch compiles its network; JAX always does."""
+    convolution: str = "auto"
+    """The program's setting, which PyTorch's side does not see."""
     crop_padding: int = 4
     flip: bool = True
     learning_rate: float = 0.1
@@ -77,6 +79,7 @@ class Ours:
             width=problem.width,
             batch_size=problem.batch_size,
             precision="float32" if problem.precision == "float64" else problem.precision,
+            convolution=problem.convolution,
             augment=bool(problem.crop_padding or problem.flip),
             learning_rate=problem.learning_rate,
             momentum=problem.momentum,

@@ -29,6 +29,7 @@ import numpy as np
 from benchmarks import command, environment, statistics, tables, targets, timing, workload
 from benchmarks.peer_worker import Problem
 from benchmarks.statistics import Ratio
+from examples.noisy_images import config as configuration
 
 METHODS = ("saner", "sam", "sgd")
 OURS, PYTORCH = "ours", "PyTorch"
@@ -91,6 +92,7 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
         steps=args.steps_per_call,
         precision=args.precision,
         compile=args.compile,
+        convolution=args.convolution,
     )
     results: dict[str, Any] = {
         "setting": dataclasses.asdict(problem),
@@ -258,6 +260,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps-per-call", type=command.at_least_one, help="steps timed together (on CPUs 1, else 20)")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="have PyTorch compile its network (yes)"
+    )
+    parser.add_argument(
+        "--convolution", choices=configuration.CHOICES["convolution"], default="auto", help="the program's (auto)"
     )
     parser.add_argument("--rounds", type=command.at_least_one, default=30, help="timed calls of every step (30)")
     parser.add_argument("--warm-up", type=command.at_least_one, default=2, help="calls before the timed ones (2)")

@@ -156,7 +156,7 @@ class Network:
     precision: Precision = "float32"
     """Compute precision; parameters, perturbation and statistics stay float32."""
     convolution: Literal["auto", "xla"] = "auto"
-    """Gradients of convolution kernels: auto (products of matrices on CPUs) or xla (XLA's own everywhere)."""
+    """Kernel gradients of convolutions: auto (on CPUs matrix products where they pay) or xla (XLA's own everywhere)."""
 
 
 @dataclasses.dataclass(frozen=True)
