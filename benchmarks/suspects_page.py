@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import command, tables
-from benchmarks.timing import Budget
+from benchmarks.machinery import command, tables
+from benchmarks.machinery.timing import Budget
 from examples.noisy_images import data
 from examples.noisy_images.measures.sample_history import History
 from examples.noisy_images.suspects import page, suspicion

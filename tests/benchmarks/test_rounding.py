@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import rounding
+from benchmarks.machinery import rounding
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 UNIT = 2.0**-rounding.TF32_MANTISSA_BITS

@@ -23,7 +23,8 @@ def test_folder_with_train_and_test(tmp_path):
     _write_tree(tmp_path / "test", {"cat": 2, "dog": 3})
     (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
     (tmp_path / "train" / ".cache").mkdir()
-    loaded = data.load("folder", data_dir=tmp_path)
+    with pytest.warns(UserWarning, match="left out of .*: 1 ending in .txt, 1 hidden"):
+        loaded = data.load("folder", data_dir=tmp_path)
     assert loaded.class_names == ("bird", "cat", "dog")
     assert loaded.image_shape == (8, 10, 3) and loaded.train.images.dtype == np.uint8
     assert np.bincount(loaded.train.labels).tolist() == [4, 6, 5]
