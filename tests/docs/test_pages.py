@@ -181,3 +181,43 @@ def test_what_is_said_of_optax_contrib_sam():
     assert jnp.isnan(updates).all()
     with pytest.raises(TypeError, match="value"):
         tx.update(params, state, params, grad_fn=grad_fn, value=1.0)
+
+
+def test_between_the_chosen_steps_the_gradient_passes_as_it_is():
+    names = run("recipes/every_second_step")
+    tx, params, state = names["tx"], names["params"], names["state"]
+    grad_fn = jax.grad(lambda params: names["loss_fn"](params, names["batch"]))
+    for passes in (False, True, False, True):
+        grads = grad_fn(params)
+        before = optax.tree.get(state, "trace")["w"]
+        updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
+        emitted = optax.tree.get(state, "trace")["w"] - 0.9 * before
+        assert bool(jnp.allclose(emitted, grads["w"], atol=1e-7)) == passes
+        params = optax.apply_updates(params, updates)
+
+
+def test_a_sweep_trains_each_value_as_if_alone():
+    names = run("recipes/sweep_over_rho")
+    alone = [names["train"](rho) for rho in names["rhos"][jnp.array([0, 3])]]
+    np.testing.assert_allclose(names["losses"][jnp.array([0, 3])], alone, rtol=1e-4)
+
+
+def test_line_searches_refuse_an_argument_that_the_loss_does_not_take():
+    with pytest.raises(TypeError, match="grad_fn"):
+        run("recipes/line_search", {"lambda params, grad_fn: loss_fn(params)": "loss_fn"})
+
+
+def test_lbfgs_takes_the_arguments_of_a_line_search():
+    search = "optax.sgd(1.0),\n    optax.scale_by_backtracking_linesearch(max_backtracking_steps=15),"
+    assert run("recipes/line_search", {search: "optax.lbfgs(),", "range(10)": "range(3)", "/ 10": ""})
+
+
+def test_the_stock_train_state_does_not_forward_grad_fn():
+    from flax.training import train_state
+
+    state = run("recipes/train_state")["state"]
+    stock = train_state.TrainState(
+        step=state.step, apply_fn=state.apply_fn, params=state.params, tx=state.tx, opt_state=state.opt_state
+    )
+    with pytest.raises(TypeError, match="grad_fn"):
+        stock.apply_gradients(grads=state.params)
