@@ -47,11 +47,13 @@ METHODS = {
         perturbed_dtype=jnp.float32,
     ),
     "asam, masked": functools.partial(
-        saner_jax.asam, 0.6, 0.1, {"layer": {"kernel": True, "bias": False}, "scale": True}
+        saner_jax.asam, 0.6, 0.1, adaptive_mask={"layer": {"kernel": True, "bias": False}, "scale": True}
     ),
     "composition": functools.partial(
         sharpness_aware,
-        optax.chain(saner_jax.subtract_ema(0.5), saner_jax.follow_ema(0.5), saner_jax.scale_to_adaptive_norm(0.6)),
+        optax.chain(
+            saner_jax.subtract_ema(decay=0.5), saner_jax.follow_ema(0.5), saner_jax.scale_to_adaptive_norm(0.6)
+        ),
         saner_jax.subtract_orthogonal(0.2),
         downweight(0.5),
         optax.clip_by_global_norm(1.0),
@@ -179,9 +181,9 @@ def test_extra_arguments_reach_every_stage():
     params = make_params()
     jax.eval_shape(make_step(tx, value=3.0), params, tx.init(params), make_batch())
     assert received == [
-        ("ascent", 3.0, ["averaged_grads"]),
-        ("descent", 3.0, ["unperturbed_grads"]),
-        ("last", 3.0, ["unperturbed_grads"]),
+        ("ascent", 3.0, []),
+        ("descent", 3.0, ["perturbation_norm", "perturbed_grads", "unperturbed_grads"]),
+        ("last", 3.0, ["perturbation_norm", "perturbed_grads", "unperturbed_grads"]),
     ]
 
 
