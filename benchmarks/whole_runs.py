@@ -117,10 +117,10 @@ def report(results: dict[str, Any]) -> str:
             count = "" if differences[0] is None else str(differences[0].pairs)
             rows.append([f"{method}, {OURS} minus {PYTORCH}", count, *map(points, differences)])
     lines = [
-        f"ResNet-18 of width {setting['width']:g}, {setting['subset']:,} images of {setting['dataset']}, 40 % symmetric "
-        f"noise, no augmentation, {setting['epochs']} epochs of {setting['steps_an_epoch']} steps, "
-        f"{setting['test_subset']:,} test images. Percent, mean ± standard deviation over seeds; differences in points, "
-        "paired by seed, with 95 % intervals.",
+        f"ResNet-18 of width {setting['width']:g}, {setting['subset']:,} images of {setting['dataset']}, 40 % "
+        f"symmetric noise, no augmentation, {setting['epochs']} epochs of {setting['steps_an_epoch']} steps, "
+        f"{setting['test_subset']:,} test images. Percent, mean ± standard deviation over seeds; differences in "
+        "points, paired by seed, with 95 % intervals.",
         "",
         *tables.table(["run", "seeds", *MEASURED.values()], rows),
     ]

@@ -113,7 +113,8 @@ def carry_out(
       UserError: The options are wrong, or a run failed; the others are then complete.
       Interrupted: It was asked to stop.
     """
-    configs = [under(circumstances, one) for one in runs(presets.cells(name, selection, scale), selection.seeds)]
+    seeds = presets.seeds(name, selection)
+    configs = [under(circumstances, one) for one in runs(presets.cells(name, selection, scale), seeds)]
     for one in configs:
         configuration.check(one)
     mine = part_of(configs, shard)
