@@ -275,6 +275,7 @@ FIGURES |= {
         ),
         (0.5,),
         dataset="digits",
+        panels=("noisy_accuracy", "test_accuracy"),
         protocol=_STUDY,
         seeds=tuple(range(200, 220)),
         drawn=("sgd", "sam", "saner", "saner_random", "saner_norm", "saner_grown"),

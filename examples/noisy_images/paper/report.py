@@ -199,7 +199,7 @@ def _study(
     elif not figure.pairs:
         text += ["Chosen among them:", study.table_of_choice(samples)]
     if pairs:
-        study.draw(pairs, rows[0].cell.config.data.dataset, _with_ending(stem, "-differences.png"))
+        study.draw(pairs, f"{figure.title}\npaired by seed, 95 % intervals", _with_ending(stem, "-differences.png"))
         study.write_csv(_with_ending(stem, "-differences.csv"), pairs)
     return header, body, *text
 

@@ -98,7 +98,7 @@ def compared(pairs: Iterable[tuple[Sample, Sample]], shown: Sequence[str]) -> li
     """Return the differences of pairs of cells, the first minus the second; none of those without a common seed."""
     found = [
         Pair(
-            f"{one.label} - {other.label}",
+            f"{one.label} minus {other.label}",
             {name: tables.paired(one.by_seed(name), other.by_seed(name)) for name in shown},
         )
         for one, other in pairs
