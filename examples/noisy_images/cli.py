@@ -167,24 +167,26 @@ def paper(
     circumstances: Options[Circumstances] = presets.CIRCUMSTANCES,
     out: Path = PAPER_RUNS,
     shard: str = "1/1",
+    minutes: float | None = None,
     dry_run: bool = False,
     estimate: bool = True,
 ) -> None:
     """Run what a table or a figure of the paper is made of; what is complete is left, what was cut off goes on.
 
     Args:
-        preset: table1 to table7, figure1 to figure7, or ablations.
+        preset: table1 to table7, figure1 to figure7, headline, ablations, or the studies elements and radii.
         selection: Part of the preset.
         scale: Changes of the paper's protocol.
         circumstances: Files, and how runs are carried out.
         out: Folder of all runs of all presets.
         shard: Part i/n of the runs, counted from 1: start one of the n parts in each process or on each machine.
+        minutes: Time to keep to: the runs that fit, whole ones only, those first that tell most; no limit if not given.
         dry_run: Only say which runs there are, how far they are and how long the rest takes.
         estimate: Time a few steps of every kind of run first, to say how long the preset takes.
     """
     from .paper import runs
 
-    runs.carry_out(preset, selection, scale, circumstances, out, shard, dry_run, estimate)
+    runs.carry_out(preset, selection, scale, circumstances, out, shard, minutes, dry_run, estimate)
 
 
 def report(
@@ -193,19 +195,22 @@ def report(
     scale: Options[Scale] = presets.FULL,
     out: Path = PAPER_RUNS,
     output: Path | None = None,
+    record: Path | None = None,
 ) -> None:
     """Write a table or a figure of the paper from the runs that are there, as Markdown, CSV and a picture.
 
     Args:
-        preset: table1 to table7, figure1 to figure7, or ablations.
+        preset: table1 to table7, figure1 to figure7, headline, ablations, or the studies elements and radii.
         selection: Part of the preset.
         scale: Changes of the paper's protocol that the runs were made with.
-        out: Folder of all runs.
+        out: Folder of all runs, or of a record of them.
         output: Folder of the report; `reports` in the folder of the runs if not given.
+        record: Folder to write a small record into: every run's numbers and the mean curves, for which a later report
+            with this folder as --out does not need the runs.
     """
     from .paper import report
 
-    report.write(preset, selection, scale, out, output or out / "reports")
+    report.write(preset, selection, scale, out, output or out / "reports", record)
 
 
 def rank(

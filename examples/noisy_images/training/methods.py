@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import saner_jax
@@ -45,6 +46,19 @@ def _on_sam(reweight: Callable[[Hyperparameters], optax.GradientTransformation])
     return lambda p, **options: saner_jax.sam(p.rho, reweight=reweight(p), **options)
 
 
+def scale_to_norm_of(stage: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Keep a gradient's direction and give it the global norm that a stage would leave it: a control for its size."""
+    stage = optax.with_extra_args_support(stage)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        other, state = stage.update(updates, state, params, **extra_args)
+        norm = optax.tree.norm(updates)
+        factor = jnp.where(norm > 0, optax.tree.norm(other) / norm, 1.0)
+        return optax.tree.scale(factor, updates), state
+
+    return optax.GradientTransformationExtraArgs(stage.init, update)
+
+
 # A method of your own is one more entry: hyperparameters -> an Optax transformation that stands first in the chain.
 METHODS: dict[str, Stage] = {
     "sgd": lambda p, **options: optax.identity(),
@@ -57,6 +71,7 @@ METHODS: dict[str, Stage] = {
     "saner_grown": _on_sam(lambda p: saner_jax.downweight(p.alpha, where=saner_jax.is_grown)),
     "saner_last_layer": _on_sam(lambda p: saner_jax.downweight(p.alpha, mask=_last_layer)),
     "saner_random": _on_sam(lambda p: saner_jax.downweight_random(p.alpha, seed=p.seed)),
+    "saner_norm": _on_sam(lambda p: scale_to_norm_of(saner_jax.downweight(p.alpha))),
 }
 SUMMARIES = {
     "sgd": "SGD with momentum",
@@ -75,6 +90,7 @@ SUMMARIES = {
     "saner_grown": "SANER on the elements that the perturbation made grow, r > 1 (ablation)",
     "saner_last_layer": "SANER on the last layer alone (ablation)",
     "saner_random": "SANER on as many elements of each leaf, at random (control)",
+    "saner_norm": "SAM, its gradient scaled to the norm of SANER's (control)",
 }
 
 
