@@ -328,9 +328,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, metavar="PRECISION", help="(all)"
     )
-    parser.add_argument(
-        "--convolution", choices=configuration.CHOICES["convolution"], default="auto", help="the program's (auto)"
-    )
+    parser.add_argument("--convolution", choices=models.CONVOLUTIONS, default="auto", help="the program's (auto)")
     parser.add_argument("--points", type=command.at_least_one, default=6, help="steps at which masks are compared (6)")
     parser.add_argument("--seeds", nargs="*", type=int, default=(0, 1, 2), help="of the accuracies (0 1 2)")
     return parser.parse_args(argv)

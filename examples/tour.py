@@ -73,11 +73,8 @@ def train_epoch(tx, params, state, data, key):
     def step(carry, batch):
         params, state = carry
         x, y = data["x"][batch], data["given"][batch]
-
-        def grad_fn(params):  # the gradient of this batch, wherever the method asks for it
-            return jax.grad(loss_fn)(params, x, y)
-
-        updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+        _, grads, grad_fn = saner_jax.value_and_grads(loss_fn)(params, x, y)  # grad_fn: of this batch, at any params
+        updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
         return (optax.apply_updates(params, updates), state), None
 
     count = len(data["x"]) // BATCH

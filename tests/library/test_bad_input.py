@@ -228,19 +228,19 @@ def test_group_of_elements_that_is_no_function():
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seed_outside_its_interval(seed):
     with raises(ValueError, "seed", "at least 0", str(seed)):
-        saner_jax.downweight_random(0.5, seed)
+        saner_jax.downweight_random(0.5, seed=seed)
 
 
 @pytest.mark.parametrize("seed", [0.5, True, jnp.ones(())])
 def test_seed_that_is_no_integer(seed):
     with raises(TypeError, "seed", "integer", repr(seed)):
-        saner_jax.downweight_random(0.5, seed)
+        saner_jax.downweight_random(0.5, seed=seed)
 
 
 def test_seed_that_is_no_number():
     for seed in ("1", None, [1, 2], jnp.arange(2)):
         with raises(TypeError, "seed", "integer"):
-            saner_jax.downweight_random(0.5, seed)
+            saner_jax.downweight_random(0.5, seed=seed)
 
 
 def test_adaptive_stage_without_params():

@@ -41,6 +41,11 @@ class Axis(NamedTuple):
     percent: bool = False
 
 
+Line = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+"""A metric over epochs: the epochs, its mean over seeds, and its standard deviation; none of one seed."""
+Runs = Sequence[Sequence[Mapping[str, Any]]] | Mapping[str, Line]
+"""Runs of several seeds, each one mapping of metrics an epoch; or the lines by metric that they were reduced to."""
+
 # A title says what is plotted, a label on which samples, against which labels, in which unit.
 _AXES = {
     "noisy_accuracy": Axis("Noisy accuracy", "relabelled training\nsamples, given labels (%)", percent=True),
@@ -99,7 +104,7 @@ def axis_of(metric: str) -> Axis:
 
 
 def curves(
-    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    runs: Mapping[str, Runs],
     path: str | Path,
     panels: Sequence[str] = FIGURE_1,
     title: str | None = None,
@@ -108,6 +113,7 @@ def curves(
 
     Args:
         runs: For every label the runs of its seeds; a run is one mapping of metrics an epoch, with `epoch` in each.
+            What only the lines are left of is given as these.
         path: A file name that ends in .png (200 dpi) or .pdf.
         panels: One metric a panel. A panel that no run has the metric of is left out.
         title: Of the whole figure.
@@ -119,7 +125,7 @@ def curves(
 
 
 def curves_figure(
-    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    runs: Mapping[str, Runs],
     panels: Sequence[str] = FIGURE_1,
     title: str | None = None,
 ) -> "Figure":
@@ -127,7 +133,7 @@ def curves_figure(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    lines = {panel: {label: _over_seeds(seeds, panel) for label, seeds in runs.items()} for panel in panels}
+    lines = {panel: {label: line(seeds, panel) for label, seeds in runs.items()} for panel in panels}
     lines = {
         panel: {label: line for label, line in by_label.items() if line is not None}
         for panel, by_label in lines.items()
@@ -195,9 +201,12 @@ def curves_figure(
     return figure
 
 
-def _over_seeds(
-    seeds: Sequence[Sequence[Mapping[str, Any]]], metric: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
+def line(seeds: Runs, metric: str) -> Line | None:
+    """Return a metric of runs over the epochs; None if none has it."""
+    return seeds.get(metric) if isinstance(seeds, Mapping) else _over_seeds(seeds, metric)
+
+
+def _over_seeds(seeds: Sequence[Sequence[Mapping[str, Any]]], metric: str) -> Line | None:
     """Return epochs, mean and standard deviation of a metric over the seeds that have it; None if none has.
 
     Only epochs that all of these seeds have are kept: a mean over those that are left would jump where one run ended.
@@ -428,6 +437,47 @@ def dots_figure(panels: Mapping[str, Sequence[Dot]], title: str) -> "Figure":
         title="bar: plus and minus one standard deviation over seeds",
         title_fontsize=_FONT - 1,
     )
+    _head(figure, title)
+    return figure
+
+
+class Interval(NamedTuple):
+    """A row of a plot of differences: a mean with the ends of its interval, if it has one."""
+
+    label: str
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def intervals_figure(panels: Mapping[str, Sequence[Interval | None]], labels: Sequence[str], title: str) -> "Figure":
+    """Return differences in points with their intervals, a row a label and a panel a quantity, about a line at 0."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(2.6 + 2.4 * len(panels), 0.25 * len(labels) + 1.5), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    drawn = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (name, intervals) in zip(drawn, panels.items(), strict=True):
+        axes.axvline(0, color="0.6", linewidth=0.9, zorder=1)
+        for row, interval in enumerate(intervals):
+            if interval is None:
+                continue
+            ends = None if interval.low is None else [[interval.mean - interval.low], [interval.high - interval.mean]]
+            # What the interval leaves on one side of 0 is filled.
+            decided = interval.low is not None and (interval.low > 0 or interval.high < 0)
+            style = {"color": _COLOURS[0], "markerfacecolor": _COLOURS[0] if decided else "white"}
+            axes.errorbar(interval.mean, row, xerr=ends, fmt="o", markersize=4.5, elinewidth=1.2, capsize=2, **style)
+        axes.set_title(plain(name), fontsize=_FONT, loc="left", fontweight="bold")
+        axes.set_xlabel("difference (points)", fontsize=_FONT - 1)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=(1, 2, 2.5, 5, 10)))
+        axes.tick_params(axis="x", labelsize=_FONT - 1)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    drawn[0].set_yticks(range(len(labels)), [plain(label) for label in labels], fontsize=_FONT - 1)
+    drawn[0].set_ylim(len(labels) - 0.5, -0.5)
     _head(figure, title)
     return figure
 

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 Spread = dict[str, float]
 """`mean` and, of two values or more, `std` (n - 1)."""
@@ -17,6 +17,43 @@ def spreads(runs: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str
     """Return the spread over runs of every number that runs have."""
     values = {name: [one[name] for one in runs if name in one] for name in names}
     return {name: spread(found) for name, found in values.items() if found}
+
+
+class Difference(NamedTuple):
+    """A mean of differences that are paired by seed, with its 95 % interval; no interval for one pair."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+    """Return how far two numbers are apart over the seeds that have both, by Student's t; None where none has.
+
+    >>> paired({0: 0.5, 1: 0.7, 2: 0.6}, {0: 0.4, 1: 0.4, 2: 0.4, 3: 0.9})
+    Difference(mean=0.2, low=-0.048, high=0.448, pairs=3)
+    """
+    from scipy import stats
+
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    here, there = [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
+    mean = statistics.fmean(a - b for a, b in zip(here, there, strict=True))
+    if len(seeds) == 1 or len({a - b for a, b in zip(here, there, strict=True)}) == 1:
+        # One difference, or always the same one: there is no spread to make an interval of.
+        return Difference(mean, *((None, None) if len(seeds) == 1 else (mean, mean)), len(seeds))
+    interval = stats.ttest_rel(here, there).confidence_interval(0.95)
+    return Difference(mean, float(interval.low), float(interval.high), len(seeds))
+
+
+def points(value: Difference | None, digits: int = 1) -> str:
+    """Return a difference of fractions in points with its interval; nothing where there is none."""
+    if value is None:
+        return ""
+    ends = "" if value.low is None else f" ({100 * value.low:+.{digits}f} to {100 * value.high:+.{digits}f})"
+    return f"{100 * value.mean:+.{digits}f}{ends}"
 
 
 def percent(value: Mapping[str, float] | None, digits: int = 1) -> str:

@@ -8,24 +8,29 @@ gradient of the result are summed in a loop::
 
 All patches at once would leave the cache and gain little; a chunk holds at most `CHUNK` numbers of them on each device.
 
-When it is used: on CPUs, for every two-dimensional convolution of channels-last images with one group and no dilation.
-Accelerators, and all other convolutions, keep XLA's own. Of 32 images, on two cores with AVX-512, it takes (ms):
+When it is used: on CPUs, for two-dimensional convolutions of channels-last images with one group and no dilation, whose
+images and result together hold `LARGE` numbers or more, 4 MB in float32. Accelerators, and all other convolutions, keep
+XLA's own. Of 32 images, on two cores with AVX-512, a gradient of the kernel takes (ms; the last four are not large):
 
-=============================  =====  ====
-convolution                    XLA    this
-=============================  =====  ====
-3x3, 32x32 pixels, 64 to 64    74     28
-3x3, 32x32 pixels, 32 to 32    17     11
-3x3, 16x16 pixels, 64 to 64    10.6   7.3
-3x3, 16x16 pixels, 128 to 128  21     20
-3x3, 8x8 pixels, 256 to 256    12     14
-3x3, 4x4 pixels, 512 to 512    10.3   11.2
-3x3, 64 to 128, stride 2       15.5   9.6
-1x1, 64 to 128, stride 2       7.4    1.7
-=============================  =====  ====
+=============================  ===============  =====  ====
+convolution                    million numbers  XLA    this
+=============================  ===============  =====  ====
+3x3, 32x32 pixels, 64 to 64    4.2              74     28
+3x3, 64 to 128, stride 2       3.1              15.5   9.6
+1x1, 64 to 128, stride 2       3.1              7.4    1.7
+3x3, 32x32 pixels, 32 to 32    2.1              17     11
+3x3, 16x16 pixels, 128 to 128  2.1              21     20
+3x3, 16x16 pixels, 64 to 64    1.0              10.6   7.3
+3x3, 8x8 pixels, 256 to 256    1.0              12     14
+3x3, 32x32 pixels, 16 to 16    1.0              3.5    3.9
+3x3, 4x4 pixels, 512 to 512    0.5              10.3   11.2
+3x3, 16x16 pixels, 32 to 32    0.5              1.9    3.7
+3x3, 8x8 pixels, 64 to 64      0.3              1.6    2.5
+3x3, 4x4 pixels, 128 to 128    0.1              1.4    1.6
+=============================  ===============  =====  ====
 
-It is not chosen by shape: where it loses it loses little, and what XLA takes depends on the processor and grows faster
-than the batch. On two AMD cores, with 64 images, it took 0.05 to 0.65 of XLA's time at every 3x3 of stride 1.
+What XLA takes grows faster than the batch and depends on the processor: on two AMD cores, with 64 images, this took
+0.05 to 0.65 of XLA's time at every 3x3 of stride 1 that was measured, all of them large.
 """
 
 import functools
@@ -41,6 +46,8 @@ from jax.typing import DTypeLike
 # Numbers in the patches of a chunk, on each device: 6 MB in float32.
 CHUNK = 1_500_000
 
+# Numbers in the images and in the result of a convolution, together, from which its kernel has the faster gradient.
+LARGE = 2**20
 # Outputs below which the product is taken transposed.
 NARROW = 256
 
@@ -68,9 +75,8 @@ def conv_general_dilated(
 ) -> jax.Array:
     """Convolve like `jax.lax.conv_general_dilated`, with a gradient of the kernel that is faster on CPUs.
 
-    What it has no faster gradient for is JAX's own convolution: all but two-dimensional channels-last images with one
-    group and no dilation. It has derivatives of any order in reverse mode, and forward over reverse; forward mode alone
-    it refuses, as every `jax.custom_vjp` does.
+    What it has no faster gradient for is JAX's own convolution, see above. It has derivatives of any order in reverse
+    mode, and forward over reverse; forward mode alone it refuses, as every `jax.custom_vjp` does.
 
     Args:
       lhs: images, (B, H, W, C).
@@ -92,7 +98,10 @@ def conv_general_dilated(
     dilated = any(step != 1 for step in (*(lhs_dilation or ()), *(rhs_dilation or ())))
     further = {"preferred_element_type": preferred_element_type, "out_sharding": out_sharding}
     further = {name: value for name, value in further.items() if value is not None}
-    if further or dilated or feature_group_count != 1 or dimensions != _CHANNELS_LAST:
+    own = further or dilated or feature_group_count != 1 or dimensions != _CHANNELS_LAST
+    if not own and isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
+    if own or not _is_large(lhs, rhs, window_strides, padding):
         return lax.conv_general_dilated(
             lhs,
             rhs,
@@ -111,6 +120,12 @@ def conv_general_dilated(
         tuple(rhs.shape[:2]), tuple(window_strides), tuple((int(a), int(b)) for a, b in padding), precision
     )
     return _convolve(lhs, rhs, window)
+
+
+def _is_large(images: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any) -> bool:
+    sides = zip(images.shape[1:3], kernel.shape[:2], strides, padding, strict=True)
+    places = math.prod((length + sum(pads) - size) // stride + 1 for length, size, stride, pads in sides)
+    return images.size + len(images) * places * kernel.shape[-1] >= LARGE
 
 
 class _Window(NamedTuple):

@@ -1,8 +1,8 @@
 """The paper's tables and figures as data: what the runs behind each of them are, and what the paper reports.
 
 A *cell* is one number of a table or one curve of a figure: the configuration of its runs, whose seeds are its sample.
-The cells of the tables are the rows of `published.csv`; those of the figures, and of controls that the paper has not,
-are entries of `FIGURES`. Cells of several presets whose configurations are equal share their runs.
+The cells of the tables are the rows of `published.csv`; those of the figures, and of the controls and studies that the
+paper has not, are entries of `FIGURES`. Cells of several presets whose configurations are equal share their runs.
 """
 
 import csv
@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import PAPER, Circumstances, Config, flat, replace, run_name
+from ..config import DIGITS, PAPER, Circumstances, Config, flat, replace, run_name
 from ..errors import UserError, unknown_name
 from ..measures import plots
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 PUBLISHED_SEEDS = 3
+SEEDS = (0, 1, 2)
 
 
 class Published(NamedTuple):
@@ -47,7 +48,7 @@ class Cell:
 
 
 class Curve(NamedTuple):
-    """A curve of a figure: its method, and the settings that differ from the paper's protocol."""
+    """A curve of a figure: its method, and the settings that differ from the figure's protocol."""
 
     method: str
     setting: str = ""
@@ -57,7 +58,10 @@ class Curve(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure: curves, on the paper's data set and noise rates unless others are asked for."""
+    """A figure: curves, on the paper's data set and noise rates unless others are asked for.
+
+    A curve is named by its method and its setting, such as `sam` or `sam rho=0.2`.
+    """
 
     title: str
     curves: tuple[Curve, ...]
@@ -65,7 +69,22 @@ class Figure(NamedTuple):
     dataset: str = "cifar10"
     panels: tuple[str, ...] = plots.FIGURES_5_TO_7
     by: str | None = None
-    """Column of the report (setting or model) whose every value is drawn apart; None for all curves in one drawing."""
+    """Column of the report (setting, network or method) whose every value is drawn apart; None for one drawing."""
+    protocol: Config = PAPER
+    """What the curves change."""
+    seeds: tuple[int, ...] = SEEDS
+    """Training seeds if none are asked for."""
+    drawn: tuple[str, ...] = ()
+    """Curves that are drawn over the epochs; all if not given."""
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Curves that are compared seed by seed, the first minus the second."""
+    choice: str | None = None
+    """Figure whose seeds each method's setting is chosen on, so that the methods are compared each at its best."""
+
+    @property
+    def is_study(self) -> bool:
+        """Whether its protocol is not the paper's, so that no number of the paper stands beside its own."""
+        return self.protocol != PAPER
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------
@@ -133,8 +152,8 @@ def published() -> dict[str, tuple[Cell, ...]]:
     return {name: tuple(cells) for name, cells in tables.items()}
 
 
-def _configuration(settings: Mapping[str, Any]) -> Config:
-    config = replace(PAPER, **settings)
+def _configuration(settings: Mapping[str, Any], protocol: Config = PAPER) -> Config:
+    config = replace(protocol, **settings)
     # The analysis belongs to the run, whichever preset it is first made for, so that all of them can share it.
     settings = flat(config)
     varied = {name: settings[name] for name in ("dataset", "rate", "method", "alpha")}
@@ -202,7 +221,7 @@ FIGURES = {
         ),
         (0.25,),
         dataset="cifar100",
-        by="model",
+        by="network",
     ),
     "ablations": Figure(
         "Ablations (not in the paper): which elements, and as many at random",
@@ -212,6 +231,71 @@ FIGURES = {
             Curve("saner", "alpha=-0.5", {"alpha": -0.5}),
         ),
         (0.5,),
+    ),
+    "headline": Figure(
+        "Headline numbers: symmetric 50 % and the human labels of CIFAR-10N",
+        # In the order in which they are worth their time.
+        tuple(
+            curve
+            for setting, settings in (("", {}), ("CIFAR-10N", {"noise": "real"}))
+            for curve in _each(_THREE[::-1], setting, settings)
+        ),
+        (0.5,),
+        by="setting",
+    ),
+}
+
+# --- studies: what the paper leaves open, with enough seeds to answer it ---------------------------------------------
+
+# On handwritten digits, where a run takes seconds; a tenth of the noisy training set is held out to choose an epoch by.
+_STUDY = replace(DIGITS, holdout=0.1)
+_CONTROLS = ("saner_random", "saner_norm", "saner_grown", "saner_turned", "saner_last_layer", "sgd_d")
+_VARIANTS = ("gsam", "fsam", "vasso", "asam")
+_WITH_RADII = ("sam", "saner", "saner_random")
+
+
+def _radii(radii: Iterable[float]) -> tuple[Curve, ...]:
+    return tuple(Curve(method, f"rho={rho:g}", {"rho": rho}) for rho in radii for method in _WITH_RADII)
+
+
+FIGURES |= {
+    "elements": Figure(
+        "Elements: is it the choice of what is down-weighted?",
+        (
+            *_THREE,
+            *map(Curve, _CONTROLS),
+            *(Curve("saner", f"alpha={alpha:g}", {"alpha": alpha}) for alpha in (0.25, 0.75, 1.0, -0.5)),
+            # ASAM's radius is of another kind: its own usual one.
+            *(
+                Curve(f"{name}{on}", "", {"rho": None} if name == "asam" else {})
+                for name in _VARIANTS
+                for on in ("", "+saner")
+            ),
+            *_radii((0.2, 0.8)),
+        ),
+        (0.5,),
+        dataset="digits",
+        panels=("noisy_accuracy", "test_accuracy"),
+        protocol=_STUDY,
+        seeds=tuple(range(200, 220)),
+        drawn=("sgd", "sam", "saner", "saner_random", "saner_norm", "saner_grown"),
+        pairs=(
+            *(("saner", name) for name in ("sgd", "sam", *_CONTROLS)),
+            *((f"saner alpha={alpha:g}", "sam") for alpha in (-0.5, 0.25, 0.75, 1.0)),
+            *((f"{name}+saner", name) for name in _VARIANTS),
+            *((f"saner rho={rho:g}", f"{name} rho={rho:g}") for rho in (0.2, 0.8) for name in ("sam", "saner_random")),
+        ),
+        choice="radii",
+    ),
+    "radii": Figure(
+        "Radii: the best one of each method, chosen on seeds of their own",
+        _radii((0.1, 0.2, 0.4, 0.6, 0.8, 1.2, 1.6)),
+        (0.5,),
+        dataset="digits",
+        protocol=_STUDY,
+        # Nothing else is reported on these.
+        seeds=tuple(range(100, 105)),
+        by="method",
     ),
 }
 NAMES = (*TABLES, *FIGURES)
@@ -241,8 +325,8 @@ class Selection:
     """Only these methods."""
     settings: tuple[str, ...] = ()
     """Only these settings, such as rho=0.05 of table5 or co-teaching of table7."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Training seeds, each with a noise draw of its own."""
+    seeds: tuple[int, ...] = ()
+    """Training seeds, each with a noise draw of its own; those of the preset if not given (0 1 2 for the paper's)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +385,11 @@ def cells(name: str, selection: Selection = ALL, scale: Scale = FULL) -> list[Ce
     return found
 
 
+def seeds(name: str, selection: Selection = ALL) -> tuple[int, ...]:
+    """Return the training seeds that are asked for, or else those of the preset."""
+    return selection.seeds or (FIGURES[name].seeds if name in FIGURES else SEEDS)
+
+
 def described(name: str, selection: Selection = ALL, scale: Scale = FULL) -> str:
     """Return the title of a preset, with all that its runs change of the paper's protocol."""
     words = changes(name, selection, scale)
@@ -341,10 +430,13 @@ def _curves(figure: Figure, datasets: Sequence[str], rates: Sequence[float]) -> 
     found = []
     for dataset, rate, curve in itertools.product(datasets or (figure.dataset,), rates or figure.rates, figure.curves):
         settings = {"dataset": dataset, "rate": rate, "method": curve.method, **curve.settings}
-        config = _configuration({**settings, **_PROTOCOLS.get(dataset, {})})
+        if settings.get("noise") in ("none", "real"):
+            del settings["rate"]
+        config = _configuration({**settings, **_PROTOCOLS.get(dataset, {})}, figure.protocol)
         number = known.get(config) if curve.share is None else None
         found.append(Cell(config, curve.setting, number, curve.share))
-    return found
+    # What has no rate is one cell at all of them.
+    return list(dict.fromkeys(found))
 
 
 def _rate(cell: Cell) -> float | None:

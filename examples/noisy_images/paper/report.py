@@ -6,12 +6,11 @@ the epochs is what the paper reports; the last epoch's stands beside it. The sta
     sqrt(s_paper**2 / 3 + s**2 / n)
 
 with the paper's standard deviation over its three seeds and the measured one over n; where one of the two is unknown,
-the other stands for it, and the number is marked.
+the other stands for it, and the number is marked. What a study reports beside that is in `study`.
 """
 
 import csv
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,8 +21,11 @@ from .. import files
 from ..config import run_name
 from ..errors import UserError
 from ..measures import plots, tables
-from . import comparison, presets, runs
-from .presets import PUBLISHED_SEEDS, Cell, Published, Scale, Selection
+from ..training import timing
+from . import comparison, presets, records, runs, study
+from .presets import ALL, PUBLISHED_SEEDS, Cell, Published, Scale, Selection
+from .records import Record, Run
+from .study import Sample
 
 BEST, LAST = "best_test_accuracy", "last_test_accuracy"
 # What the last epoch of a figure's runs is told by, beside the figure's panels.
@@ -38,19 +40,24 @@ class Row:
     """A cell with what its complete runs measured."""
 
     cell: Cell
-    histories: Sequence[Sequence[Mapping[str, Any]]]
-    """Metrics of every epoch, for every complete run."""
+    runs: Sequence[Run]
+    """The complete ones."""
     values: Mapping[str, Mapping[str, float]]
-    """Mean, and standard deviation over the runs, of the reported numbers; fractions."""
-    environments: Sequence[Mapping[str, Any]]
-    seconds: float
+    """Mean, and standard deviation over the runs, of their numbers; accuracies are fractions."""
+    curves: plots.Runs
+    """Metrics over the epochs."""
     others: Mapping[str, str]
     """Folders that do not count, with the reason."""
 
     @property
     def seeds(self) -> int:
         """Number of complete runs."""
-        return len(self.histories)
+        return len(self.runs)
+
+    @property
+    def sample(self) -> Sample:
+        """What of it a study compares."""
+        return Sample(self.cell, self.runs)
 
     @property
     def difference(self) -> float | None:
@@ -82,46 +89,49 @@ def standard_error(published: float | None, measured: float | None, seeds: int) 
     return math.sqrt(theirs**2 / PUBLISHED_SEEDS + ours**2 / seeds)
 
 
-def write(name: str, selection: Selection, scale: Scale, out: Path, output: Path) -> list[Path]:
-    """Write the report of a preset as Markdown, CSV and pictures, print its table, and return the files."""
-    comparison.check_seeds(selection.seeds)
-    cells = presets.cells(name, selection, scale)
+def write(
+    name: str, selection: Selection, scale: Scale, out: Path, output: Path, record: Path | None = None
+) -> list[Path]:
+    """Write the report of a preset as Markdown, CSV and pictures, print its table, and return the files.
+
+    Args:
+        name: The preset.
+        selection: Part of it.
+        scale: What its runs change of the protocol.
+        out: Folder of the runs, or of a record of them.
+        output: Folder of the report.
+        record: Folder to write a record of the runs into.
+    """
+    seeds = presets.seeds(name, selection)
+    comparison.check_seeds(seeds)
     figure = presets.FIGURES.get(name)
-    last_epoch = tuple(dict.fromkeys((*figure.panels, *_LAST_EPOCH))) if figure else ()
-    rows = [read(cell, selection.seeds, out, last_epoch) for cell in cells]
+    kept = records.read(out)
+    rows = [read(cell, seeds, out, kept) for cell in presets.cells(name, selection, scale)]
     title = presets.described(name, selection, scale)
     stem = output / _stem(name, selection, scale)
+    last_epoch = tuple(dict.fromkeys((*figure.panels, *_LAST_EPOCH))) if figure else ()
 
     pictures = _draw_curves(figure, rows, title, stem) if figure else _draw_dots(rows, title, stem)
-    header, body, common = _table(rows)
-    text = [
-        f"# {title}",
-        *([common] if common else []),
-        _explained(selection, rows),
-        tables.markdown(header, body).rstrip(),
-    ]
-    if figure:
-        columns = [metric for metric in last_epoch if any(metric in row.values for row in rows)]
-        if columns:
-            text += [
-                "Last epoch (shares and accuracies in percent):",
-                tables.markdown(*_last_epoch_table(rows, columns)).rstrip(),
-            ]
-    text += [f"![{title}]({picture.name})" for picture in pictures]
-    text += _left_out(rows)
-    with files.replacing(_with_ending(stem, ".md")) as temporary:
-        temporary.write_text("\n\n".join(text) + "\n")
+    if figure and figure.is_study:
+        header, body, *text = _study(figure, rows, seeds, scale, out, stem)
+        pictures += [path for path in (_with_ending(stem, "-differences.png"),) if path.exists()]
+    else:
+        header, body, *text = _beside_the_paper(rows, seeds, last_epoch)
+    parts = [f"# {title}", *text, *(f"![{title}]({picture.name})" for picture in pictures), *_left_out(rows)]
+    files.write_text(_with_ending(stem, ".md"), "\n\n".join(part.rstrip() for part in parts if part) + "\n")
     with files.replacing(_with_ending(stem, ".csv")) as temporary:
         _write_csv(temporary, name, rows, last_epoch)
+    if record is not None:
+        _write_record(record, rows, last_epoch)
     written = [_with_ending(stem, ".md"), _with_ending(stem, ".csv"), *pictures]
     _show(title, header, body, rows)
     print(f"written in {output}: {', '.join(path.name for path in written)}")
     return written
 
 
-def read(cell: Cell, seeds: Iterable[int], out: Path, last_epoch: Iterable[str] = ()) -> Row:
-    """Read the runs of a cell."""
-    summaries, histories, environments, others = [], [], [], {}
+def read(cell: Cell, seeds: Iterable[int], out: Path, kept: Record = records.NOTHING) -> Row:
+    """Read the runs of a cell, from their folders or else from a record of them."""
+    complete, others = [], {}
     for seed in seeds:
         folder = out / run_name(cell.run(seed))
         try:
@@ -130,14 +140,69 @@ def read(cell: Cell, seeds: Iterable[int], out: Path, last_epoch: Iterable[str] 
             others[folder.name] = str(error)
             continue
         if state is runs.State.COMPLETE:
-            summaries.append(comparison.read_summary(folder))
-            histories.append(files.read_json_lines(folder / "metrics.jsonl"))
-            environments.append(json.loads((folder / "environment.json").read_text()))
+            complete.append(records.of_folder(folder, seed))
+        elif folder.name in kept.runs:
+            complete.append(kept.runs[folder.name])
         elif state is runs.State.CUT_OFF:
             others[folder.name] = "cut off"
-    values = tables.spreads(summaries, (BEST, LAST))
-    values |= tables.spreads([history[-1] for history in histories], last_epoch)
-    return Row(cell, histories, values, environments, sum(s["seconds"] for s in summaries), others)
+    names = dict.fromkeys(number for run in complete for number in run.numbers)
+    values = tables.spreads([run.numbers for run in complete], names)
+    histories = [run.history for run in complete if run.history]
+    curves = histories or kept.curves.get(records.cell_name(cell.config), {})
+    return Row(cell, complete, values, curves, others)
+
+
+def _write_record(folder: Path, rows: Sequence[Row], panels: Iterable[str]) -> None:
+    panels = list(panels) or [LAST.removeprefix("last_")]
+    names = [records.cell_name(row.cell.config) for row in rows]
+    records.write(
+        folder,
+        {name: row.runs for name, row in zip(names, rows, strict=True)},
+        {name: records.lines(row.curves, panels) for name, row in zip(names, rows, strict=True)},
+    )
+
+
+def _beside_the_paper(rows: Sequence[Row], seeds: Sequence[int], last_epoch: Sequence[str]) -> tuple[Any, ...]:
+    """Return header and body of the table, and the parts of the text that it stands in."""
+    header, body, common = _table(rows)
+    text = [common, _explained(seeds, rows), tables.markdown(header, body)]
+    columns = [metric for metric in last_epoch if any(f"last_{metric}" in row.values for row in rows)]
+    if columns:
+        text += [
+            "Last epoch (shares and accuracies in percent):",
+            tables.markdown(*_last_epoch_table(rows, columns)),
+        ]
+    return header, body, *text
+
+
+def _study(
+    figure: presets.Figure, rows: Sequence[Row], seeds: Sequence[int], scale: Scale, out: Path, stem: Path
+) -> tuple[Any, ...]:
+    """Return header and body of a study's table, and the parts of the text; draw and write its differences."""
+    samples = [row.sample for row in rows]
+    header, body = study.table(samples)
+    text = [_explained_study(seeds, rows), tables.markdown(header, body)]
+    shown = study.columns(samples)
+    pairs = study.compared(study.pairs_of(figure, samples), shown)
+    if pairs:
+        text += ["Differences in points, paired by seed, with 95 % intervals:", study.table_of_pairs(pairs)]
+    if figure.choice:
+        # The same cells twice: on the seeds that are chosen on, and on those that are reported.
+        kept = records.read(out)
+        there = presets.cells(figure.choice, ALL, scale)
+        choosing = [read(cell, presets.seeds(figure.choice), out, kept).sample for cell in there]
+        reported = [read(cell, seeds, out, kept).sample for cell in there]
+        if any(sample.runs for sample in choosing):
+            table, best = study.at_its_best(choosing, reported, shown)
+            text += [_explained_choice(figure.choice), study.table_of_choice(choosing), table]
+            text += [study.table_of_pairs(best)] if best else []
+            pairs += best
+    elif not figure.pairs:
+        text += ["Chosen among them:", study.table_of_choice(samples)]
+    if pairs:
+        study.draw(pairs, f"{figure.title}\npaired by seed, 95 % intervals", _with_ending(stem, "-differences.png"))
+        study.write_csv(_with_ending(stem, "-differences.csv"), pairs)
+    return header, body, *text
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
@@ -208,7 +273,7 @@ def _last_epoch_table(rows: Sequence[Row], metrics: Sequence[str]) -> tuple[list
         [
             *(_COLUMNS[column](row.cell) for column in columns),
             str(row.seeds) if row.seeds else "",
-            *(_in_its_unit(metric, row.values.get(metric)) for metric in metrics),
+            *(_in_its_unit(metric, row.values.get(f"last_{metric}")) for metric in metrics),
         ]
         for row in rows
     ]
@@ -221,10 +286,10 @@ def _in_its_unit(metric: str, value: Mapping[str, float] | None) -> str:
     return tables.number(value, ".3f")
 
 
-def _explained(selection: Selection, rows: Sequence[Row]) -> str:
-    seeds = ", ".join(map(str, selection.seeds))
+def _explained(seeds: Sequence[int], rows: Sequence[Row]) -> str:
     text = (
-        f"Test accuracy in percent, mean ± standard deviation (n - 1) over the n complete runs of seeds {seeds}. "
+        "Test accuracy in percent, mean ± standard deviation (n - 1) over the n complete runs of seeds "
+        f"{', '.join(map(str, seeds))}. "
         "*Paper* and *best* are the best epoch on the test set, as the paper reports it, which flatters every method; "
         "*last* is the last epoch. *Difference* is best minus paper, in points; its standard error (*s.e.*) is "
         "sqrt(s_paper² / 3 + s² / n), and † marks where one of the two deviations is unknown and the other stands for "
@@ -232,13 +297,39 @@ def _explained(selection: Selection, rows: Sequence[Row]) -> str:
     )
     if any(row.cell.config.data.dataset == "mini_webvision" for row in rows):
         text += " Mini-WebVision: the paper tests on ImageNet's validation images (--validation-dir)."
-    environments = [environment for row in rows for environment in row.environments]
-    if environments:
-        devices = ", ".join(dict.fromkeys(str(e["device"]) for e in environments))
-        commits = ", ".join(dict.fromkeys(str(e["commit"])[:7] for e in environments))
-        hours = runs.duration(sum(row.seconds for row in rows))
-        text += f"\n\n{len(environments)} runs, {hours} in all, on {devices}; commit {commits}."
-    return text
+    return text + _where(rows)
+
+
+def _explained_study(seeds: Sequence[int], rows: Sequence[Row]) -> str:
+    return (
+        f"Percent, mean ± standard deviation (n - 1) over the n complete runs of seeds {_ranged(seeds)}. *Last* is the "
+        "last epoch, *chosen* the epoch chosen on held-out noisy labels, *best* the best epoch on the test set, which "
+        "flatters every method; *noisy* is the accuracy on the wrong training labels, against these."
+    ) + _where(rows)
+
+
+def _explained_choice(name: str) -> str:
+    return (
+        f"Each method at the setting that is best for it, chosen on seeds {_ranged(presets.seeds(name))} and reported "
+        "on those above:"
+    )
+
+
+def _ranged(seeds: Sequence[int]) -> str:
+    ordered = list(seeds)
+    if len(ordered) > 3 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"{ordered[0]} to {ordered[-1]}"
+    return ", ".join(map(str, ordered))
+
+
+def _where(rows: Sequence[Row]) -> str:
+    complete = [run for row in rows for run in row.runs]
+    if not complete:
+        return ""
+    devices = ", ".join(dict.fromkeys(run.device for run in complete))
+    commits = ", ".join(dict.fromkeys(run.commit for run in complete))
+    took = timing.duration(sum(run.seconds for run in complete))
+    return f"\n\n{len(complete)} runs, {took} in all, on {devices}; commit {commits}."
 
 
 def _left_out(rows: Sequence[Row]) -> list[str]:
@@ -275,7 +366,7 @@ def _write_csv(path: Path, name: str, rows: Sequence[Row], last_epoch: Iterable[
         for metric in last_epoch:
             percent = plots.axis_of(metric).percent
             label = f"last_{metric}_percent" if percent else f"last_{metric}"
-            record |= numbers(label, row.values.get(metric), 100 if percent else 1)
+            record |= numbers(label, row.values.get(f"last_{metric}"), 100 if percent else 1)
         records.append(record)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, records[0].keys(), lineterminator="\n")
@@ -332,17 +423,19 @@ def _draw_curves(figure: presets.Figure, rows: Sequence[Row], title: str, stem: 
     """Draw the curves of a figure, apart for every data set, noise rate and value of what the figure is drawn by."""
     drawings: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
+        if figure.drawn and row.sample.key not in figure.drawn:
+            continue
         apart = [_COLUMNS["data set"](row.cell), _COLUMNS["noise"](row.cell)]
         if figure.by:
-            apart.append(row.cell.setting if figure.by == "setting" else row.cell.config.network.model)
+            apart.append(_COLUMNS[figure.by](row.cell))
         drawings.setdefault(tuple(apart), []).append(row)
     written = []
     for apart, group in drawings.items():
         columns = [column for column in _varying(group) if column in ("method", "setting")]
         curves = {
-            ", ".join(filter(None, (_COLUMNS[column](row.cell) for column in reversed(columns)))): row.histories
+            ", ".join(filter(None, (_COLUMNS[column](row.cell) for column in reversed(columns)))): row.curves
             for row in group
-            if row.seeds
+            if row.curves
         }
         if not curves:
             continue

@@ -1,11 +1,11 @@
 """Carry out a preset of the paper: what is to be run, how long it will take, and the runs themselves."""
 
 import dataclasses
-import itertools
+import math
 import re
-import statistics
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from .. import files
 from ..config import Circumstances, Config, flat, replace, run_name
 from ..errors import Interrupted, UserError
 from . import comparison, presets
-from .presets import Scale, Selection
+from .presets import ALL, Scale, Selection
 
 # Billions of multiplications of one image of 32 pixels, counted from the layers; another network counts as one.
 _GMAC = {"resnet18": 0.555, "resnet34": 1.159, "densenet121": 0.888, "wrn_40_2": 0.328, "wrn_28_10": 5.243}
@@ -97,6 +97,17 @@ def _relative_cost(config: Config) -> float:
     return passes * config.training.epochs * images * pixels * of_network
 
 
+def by_value(configs: Sequence[Config], scale: Scale) -> list[Config]:
+    """Return the runs with those first that tell most: the headline numbers, seed by seed; then the rest as it is."""
+    headline = [configuration.without_circumstances(cell.config) for cell in presets.cells("headline", ALL, scale)]
+
+    def value(config: Config) -> tuple[int, int]:
+        cell = configuration.without_circumstances(replace(config, seed=0))
+        return (config.seed, headline.index(cell)) if cell in headline else (sys.maxsize, 0)
+
+    return sorted(configs, key=value)
+
+
 def carry_out(
     name: str,
     selection: Selection,
@@ -104,6 +115,7 @@ def carry_out(
     circumstances: Circumstances,
     out: Path,
     shard: str = "1/1",
+    minutes: float | None = None,
     dry_run: bool = False,
     estimate: bool = True,
 ) -> None:
@@ -113,7 +125,9 @@ def carry_out(
       UserError: The options are wrong, or a run failed; the others are then complete.
       Interrupted: It was asked to stop.
     """
-    configs = [under(circumstances, one) for one in runs(presets.cells(name, selection, scale), selection.seeds)]
+    clock = Clock(minutes, estimate)
+    seeds = presets.seeds(name, selection)
+    configs = [under(circumstances, one) for one in runs(presets.cells(name, selection, scale), seeds)]
     for one in configs:
         configuration.check(one)
     mine = part_of(configs, shard)
@@ -127,14 +141,18 @@ def carry_out(
         + f": {counts}"
     )
     todo = [one for one in mine if states[one] is not State.COMPLETE]
+    if minutes is not None:
+        todo = by_value(todo, scale)
     try:
-        if todo and estimate:
-            _say_how_long(todo, out)
+        needed = _say_how_long(todo, out) if todo and estimate else {}
         if dry_run:
             for one in mine:
                 print(f"  {states[one].value:8}  {run_name(one)}")
+            if minutes is not None:
+                fit = clock.planned(needed)
+                print(f"{len(fit)} of {_runs(len(todo))} fit {minutes:g} minutes: {', '.join(map(run_name, fit))}")
             return
-        failures = _run_all(todo, out)
+        failures = _run_all(todo, out, needed, clock)
     except (Interrupted, KeyboardInterrupt):
         from ..training import environment
 
@@ -146,19 +164,66 @@ def carry_out(
         )
 
 
-def _run_all(todo: Sequence[Config], out: Path) -> dict[str, UserError]:
-    from ..training import run
+class Clock:
+    """How much time is left, counted from here, and which runs fit it, by estimates that are corrected as runs end."""
 
-    failures = {}
+    # What an estimate leaves out, such as compilation and checkpoints.
+    MARGIN = 1.1
+
+    def __init__(self, minutes: float | None, estimate: bool = True):
+        if minutes is not None and not 0 < minutes < math.inf:
+            raise UserError(f"--minutes must be a positive number, got {minutes:g}.")
+        if minutes is not None and not estimate:
+            raise UserError("--minutes needs the estimate of how long runs take: leave out --no-estimate.")
+        self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        self._corrections: dict[Config, float] = {}
+
+    def left(self) -> float:
+        """Return the seconds that are left, infinite without a limit."""
+        return self._end - time.monotonic()
+
+    def needs(self, config: Config, estimated: float) -> float:
+        """Return the seconds that a run takes, by the last one of its kind where there was one."""
+        return estimated * self._corrections.get(_kind(config), self.MARGIN)
+
+    def ended(self, config: Config, estimated: float, took: float) -> None:
+        """Learn from a run how good the estimates of its kind are."""
+        self._corrections[_kind(config)] = max(took / estimated, 1.0)
+
+    def planned(self, needed: Mapping[Config, float]) -> list[Config]:
+        """Return the runs that fit, each in its turn where there is time left for all of it."""
+        left, fit = self.left(), []
+        for config, estimated in needed.items():
+            if (needs := self.needs(config, estimated)) <= left:
+                left -= needs
+                fit.append(config)
+        return fit
+
+
+def _run_all(todo: Sequence[Config], out: Path, needed: Mapping[Config, float], clock: Clock) -> dict[str, UserError]:
+    from ..training import run, timing
+
+    failures, left_out = {}, 0
     for number, config in enumerate(todo, 1):
-        folder = out / run_name(config)
+        folder, estimated = out / run_name(config), needed.get(config, 0.0)
+        if (needs := clock.needs(config, estimated)) > (left := clock.left()):
+            lacks = f"{timing.duration(needs)} of {timing.duration(max(left, 0))}"
+            print(f"[{number}/{len(todo)}] {folder.name} does not fit: {lacks}")
+            left_out += 1
+            continue
         print(f"[{number}/{len(todo)}] {folder.name}", flush=True)
+        started = time.monotonic()
         try:
             run.run_one(config, folder)
         except UserError as error:
             # A run that diverged must not take the others with it.
             print(f"{folder.name} failed: {error}", flush=True)
             failures[folder.name] = error
+        else:
+            if estimated:
+                clock.ended(config, estimated, time.monotonic() - started)
+    if left_out:
+        print(f"{_runs(left_out)} left for another time: the same command takes them.", flush=True)
     return failures
 
 
@@ -169,23 +234,27 @@ def _runs(count: int) -> str:
 # --- how long it takes --------------------------------------------------------------------------------------------
 
 
-def _say_how_long(todo: Sequence[Config], out: Path) -> None:
+def _say_how_long(todo: Sequence[Config], out: Path) -> dict[Config, float]:
+    """Return the seconds that each run takes from where it is, compilation not counted, and say their sum."""
+    from ..training import preparation, timing
+
     measured: dict[Config, float] = {}
-    total = 0.0
+    needed: dict[Config, float] = {}
     for config in todo:
         kind = _kind(config)
         if kind not in measured:
-            measured[kind] = seconds_per_epoch(config)
+            measured[kind] = timing.seconds_per_epoch(preparation.prepare(config))
             passes = "one pass a step" if config.optimizer.method == "sgd" else "two passes a step"
             companion = "" if config.training.companion == "none" else f", {config.training.companion}"
             print(
                 f"  {config.data.dataset}, {config.network.model}, {passes}{companion}: "
-                f"{duration(measured[kind])} an epoch",
+                f"{timing.duration(measured[kind])} an epoch",
                 flush=True,
             )
         done = files.read_json_lines(out / run_name(config) / "metrics.jsonl")
-        total += measured[kind] * (config.training.epochs - (done[-1]["epoch"] if done else 0))
-    print(f"about {duration(total)} on this device, estimated from a few steps; compilation not counted", flush=True)
+        needed[config] = measured[kind] * (config.training.epochs - (done[-1]["epoch"] if done else 0))
+    print(timing.estimate(sum(needed.values())), flush=True)
+    return needed
 
 
 def _kind(config: Config) -> Config:
@@ -194,47 +263,3 @@ def _kind(config: Config) -> Config:
     alike = ("rate", "noise", "human_labels", "rho", "alpha", "alpha_ramp", "seed", "epochs", "learning_rate_drops")
     settings = {name: usual[name] for name in alike}
     return replace(config, **settings, method="sgd" if config.optimizer.method == "sgd" else "two passes")
-
-
-def seconds_per_epoch(config: Config, seconds: float = 2.0, steps: int = 20) -> float:
-    """Time a few steps and evaluations of a run, compilation apart, and return what an epoch takes."""
-    import jax
-    import numpy as np
-
-    from ..training import preparation
-    from ..training.trainer import EVALUATION_BATCH, Trainer
-
-    prepared = preparation.prepare(config)
-    # Step by step, so that a few of them can be taken.
-    trainer = Trainer(replace(config, scan_epochs=False), prepared.dataset)
-    times = []
-    training_steps = itertools.chain.from_iterable(trainer.train_epoch() for _ in itertools.count())
-    while len(times) < 3 or (len(times) <= steps and sum(times[1:]) < seconds):
-        started = time.perf_counter()
-        next(training_steps)
-        jax.block_until_ready(trainer.state)
-        times.append(time.perf_counter() - started)
-    # The first step is compiled.
-    step = statistics.median(times[1:])
-    test = prepared.dataset.test
-    few = test.take(np.arange(min(len(test), 2 * EVALUATION_BATCH)))
-    trainer.evaluate(few)
-    started = time.perf_counter()
-    trainer.evaluate(few)
-    image = (time.perf_counter() - started) / len(few)
-    images = len(test) + len(prepared.dataset.train) / config.circumstances.evaluate_every
-    analysis = 0.0
-    if config.circumstances.analyse_batches:
-        trainer.analyse_gradients()
-        started = time.perf_counter()
-        trainer.analyse_gradients()
-        analysis = time.perf_counter() - started
-    return step * trainer.steps_per_epoch + image * images + analysis
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in the two units that matter."""
-    if seconds < 60:
-        return f"{seconds:.2g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

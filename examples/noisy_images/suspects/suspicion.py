@@ -77,13 +77,14 @@ def from_histories(
 ) -> Ranking:
     """Rank samples by their histories in several runs, and by their probabilities out of sample where there are any.
 
-    The number of wrong labels is estimated from the probabilities where there are any and cleanlab is installed, else
-    from the histories.
+    The number of wrong labels is estimated from the probabilities where there are any and confident learning can
+    use them, else from the histories.
     """
-    values = {name: np.stack([measure(history) for history in histories]) for name, measure in scores.SCORES.items()}
+    measures = scores.SCORES | (scores.MARGIN_SCORES if all(one.margins is not None for one in histories) else {})
+    values = {name: np.stack([measure(history) for history in histories]) for name, measure in measures.items()}
     values |= _of_probabilities(out_of_sample, train.labels)
     suggested = sample_history.most_predicted(histories, len(class_names))
-    if out_of_sample and estimate.available():
+    if out_of_sample and estimate.why_not(train.labels, len(class_names)) is None:
         found = _by_confident_learning(train.labels, np.mean(out_of_sample, axis=0))
     else:
         found = (

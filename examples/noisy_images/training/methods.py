@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import saner_jax
@@ -30,7 +31,7 @@ Stage = Callable[..., optax.GradientTransformation]
 
 _BASES: dict[str, Stage] = {
     "sam": lambda p, **options: saner_jax.sam(p.rho, **options),
-    "asam": lambda p, **options: saner_jax.asam(p.rho, p.asam_eta, p.asam_mask, **options),
+    "asam": lambda p, **options: saner_jax.asam(p.rho, p.asam_eta, adaptive_mask=p.asam_mask, **options),
     "gsam": lambda p, **options: saner_jax.gsam(p.rho, p.gsam_alpha, **options),
     "fsam": lambda p, **options: saner_jax.fsam(p.rho, p.fsam_sigma, p.fsam_decay, **options),
     "vasso": lambda p, **options: saner_jax.vasso(p.rho, p.vasso_theta, **options),
@@ -42,7 +43,20 @@ def _on_top(base: Stage) -> Stage:
 
 
 def _on_sam(reweight: Callable[[Hyperparameters], optax.GradientTransformation]) -> Stage:
-    return lambda p, **options: saner_jax.sam(p.rho, reweight(p), **options)
+    return lambda p, **options: saner_jax.sam(p.rho, reweight=reweight(p), **options)
+
+
+def scale_to_norm_of(stage: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Keep a gradient's direction and give it the global norm that a stage would leave it: a control for its size."""
+    stage = optax.with_extra_args_support(stage)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        other, state = stage.update(updates, state, params, **extra_args)
+        norm = optax.tree.norm(updates)
+        factor = jnp.where(norm > 0, optax.tree.norm(other) / norm, 1.0)
+        return optax.tree.scale(factor, updates), state
+
+    return optax.GradientTransformationExtraArgs(stage.init, update)
 
 
 # A method of your own is one more entry: hyperparameters -> an Optax transformation that stands first in the chain.
@@ -56,7 +70,8 @@ METHODS: dict[str, Stage] = {
     "saner_turned": _on_sam(lambda p: saner_jax.downweight(p.alpha, where=saner_jax.is_turned)),
     "saner_grown": _on_sam(lambda p: saner_jax.downweight(p.alpha, where=saner_jax.is_grown)),
     "saner_last_layer": _on_sam(lambda p: saner_jax.downweight(p.alpha, mask=_last_layer)),
-    "saner_random": _on_sam(lambda p: saner_jax.downweight_random(p.alpha, p.seed)),
+    "saner_random": _on_sam(lambda p: saner_jax.downweight_random(p.alpha, seed=p.seed)),
+    "saner_norm": _on_sam(lambda p: scale_to_norm_of(saner_jax.downweight(p.alpha))),
 }
 SUMMARIES = {
     "sgd": "SGD with momentum",
@@ -75,6 +90,7 @@ SUMMARIES = {
     "saner_grown": "SANER on the elements that the perturbation made grow, r > 1 (ablation)",
     "saner_last_layer": "SANER on the last layer alone (ablation)",
     "saner_random": "SANER on as many elements of each leaf, at random (control)",
+    "saner_norm": "SAM, its gradient scaled to the norm of SANER's (control)",
 }
 
 
@@ -114,7 +130,7 @@ def hyperparameters(
     alpha: optax.ScalarOrSchedule = config.optimizer.alpha
     if ramp_epochs:
         tread = steps_per_epoch if config.optimizer.alpha_ramp_by == "epoch" else None
-        alpha = saner_jax.alpha_ramp(config.optimizer.alpha, ramp_epochs * steps_per_epoch, tread)
+        alpha = saner_jax.alpha_ramp(config.optimizer.alpha, ramp_epochs * steps_per_epoch, steps_per_epoch=tread)
 
     return Hyperparameters(
         rho=rho,

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from examples.noisy_images.errors import Interrupted, UserError
 from examples.noisy_images.paper import presets, runs
 from examples.noisy_images.paper.presets import ALL, FULL, Scale, Selection
 from examples.noisy_images.paper.runs import State, under
-from examples.noisy_images.training import epochs, methods, run
+from examples.noisy_images.training import epochs, methods, preparation, run, timing
 
 HERE = presets.CIRCUMSTANCES
 
@@ -376,18 +377,19 @@ def test_an_interruption_ends_the_preset_and_says_how_to_go_on(error, monkeypatc
 def test_how_long_it_takes(monkeypatch, capsys, done, tmp_path):
     timed = []
 
-    def seconds(config):
-        timed.append(config)
-        return {"sgd": 100.0}.get(config.optimizer.method, 210.0)
+    def seconds(prepared):
+        timed.append(prepared.config)
+        return {"sgd": 100.0}.get(prepared.config.optimizer.method, 210.0)
 
-    monkeypatch.setattr(runs, "seconds_per_epoch", seconds)
+    monkeypatch.setattr(timing, "seconds_per_epoch", seconds)
+    monkeypatch.setattr(preparation, "prepare", lambda config: SimpleNamespace(config=config))
     configs = [under(HERE, config) for config in runs.runs(presets.cells("figure1", PART, TINY), (0, 4))]
     cut_off(configs[1], tmp_path / run_name(configs[1]), 1)
     complete(configs[2], tmp_path / run_name(configs[2]))
     runs.carry_out("figure1", PART, TINY, HERE, tmp_path, dry_run=True)
     # Once for each kind; SGD twice two epochs, SAM once one and once two, SANER once two.
     assert [c.optimizer.method for c in timed] == ["sgd", "sam"]
-    assert f"about {runs.duration(4 * 100 + 5 * 210)} on this device, estimated" in capsys.readouterr().out
+    assert f"about {timing.duration(4 * 100 + 5 * 210)} on this device, estimated" in capsys.readouterr().out
     # A companion and another network are kinds of their own.
     timed.clear()
     selection = Selection(dataset=("cifar10",), rates=(0.25,), seeds=(0,))
@@ -396,11 +398,108 @@ def test_how_long_it_takes(monkeypatch, capsys, done, tmp_path):
     assert len(timed) == 3 + 4 * 2
 
 
+# --- keeping to a time --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only runs when told to, and runs that take their estimate, or some multiple of it."""
+
+    class Fake:
+        now, factor = 1000.0, 1.0
+
+        def monotonic(self):
+            return self.now
+
+    fake = Fake()
+    monkeypatch.setattr(runs, "time", fake)
+    seconds = {"sgd": 100.0}
+    monkeypatch.setattr(preparation, "prepare", lambda config: config)
+    monkeypatch.setattr(timing, "seconds_per_epoch", lambda config: seconds.get(config.optimizer.method, 200.0))
+    begun = []
+
+    def take(config, folder):
+        begun.append(config)
+        fake.now += fake.factor * config.training.epochs * seconds.get(config.optimizer.method, 200.0)
+
+    monkeypatch.setattr(run, "run_one", take)
+    fake.begun = begun
+    return fake
+
+
+TEN = Scale(epochs=10)
+HUMAN = Circumstances(human_labels="labels")
+
+
+def told(configs):
+    return [(c.labels.noise, c.seed, c.optimizer.method) for c in configs]
+
+
+def test_those_first_that_tell_most():
+    scale = Scale(precision="tf32", epochs=10)
+    configs = runs.runs(presets.cells("table1", ALL, scale), (0, 1))
+    ordered = runs.by_value(configs, scale)
+    assert sorted(map(run_name, ordered)) == sorted(map(run_name, configs))
+    assert told(ordered[:8]) == [
+        (noise, seed, method) for seed in (0, 1) for noise in ("symmetric", "real") for method in ("saner", "sam")
+    ]
+    assert {(c.data.dataset, c.labels.rate) for c in ordered[:2]} == {("cifar10", 0.5)}
+    # The rest in the preset's order, whole seeds.
+    rest = ordered[8:]
+    assert rest == [c for c in configs if c in rest]
+    headline = runs.runs(presets.cells("headline", ALL, scale), (0, 1, 2))
+    assert runs.by_value(headline[::-1], scale) == headline
+
+
+def test_as_many_whole_runs_as_fit_the_time(clock, capsys, tmp_path):
+    # SANER and SAM take 2,000 s each and a tenth for what is not counted, SGD half: 4,300 s are enough for two of them,
+    # not for a third, and not for an SGD.
+    runs.carry_out("headline", ALL, TEN, HUMAN, tmp_path, minutes=4300 / 60)
+    assert told(clock.begun) == [("symmetric", 0, "saner"), ("symmetric", 0, "sam")]
+    text = capsys.readouterr().out
+    first = f"[3/18] {run_name(presets.cells('headline', ALL, TEN)[2].run(0))} does not fit: 18 min of 5 min"
+    assert first in text and "16 runs left for another time" in text
+
+
+def test_what_is_too_long_is_passed_over_for_what_fits(clock, capsys, tmp_path):
+    runs.carry_out("headline", Selection(seeds=(0,)), TEN, HUMAN, tmp_path, minutes=1200 / 60)
+    assert told(clock.begun) == [("symmetric", 0, "sgd")]
+    # Nothing is begun that cannot end.
+    assert clock.now <= 1000 + 1200
+    assert capsys.readouterr().out.count("does not fit") == 5
+
+
+def test_estimates_are_corrected_by_the_runs_that_ended(clock, capsys, tmp_path):
+    clock.factor = 1.5
+    # By the first estimates three of 2,000 s would fit; by what the first took, two.
+    runs.carry_out("headline", Selection(methods=("saner", "sam")), TEN, HUMAN, tmp_path, minutes=7000 / 60)
+    assert len(clock.begun) == 2 and clock.now <= 1000 + 7000
+
+
+def test_a_plan_without_running(clock, capsys, tmp_path):
+    runs.carry_out("headline", Selection(seeds=(0,)), TEN, HUMAN, tmp_path, minutes=5500 / 60, dry_run=True)
+    assert clock.begun == []
+    names = [run_name(cell.run(0)) for cell in presets.cells("headline", ALL, TEN)[:3]]
+    assert f"3 of 6 runs fit 91.6667 minutes: {', '.join(names)}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf")])
+def test_times_that_cannot_be(minutes, tmp_path):
+    with pytest.raises(UserError, match="--minutes must be a positive number"):
+        runs.carry_out("figure1", PART, TINY, HERE, tmp_path, minutes=minutes)
+
+
+def test_a_time_needs_an_estimate(done, tmp_path):
+    with pytest.raises(UserError, match="--minutes needs the estimate"):
+        runs.carry_out("figure1", PART, TINY, HERE, tmp_path, minutes=5.0, estimate=False)
+    assert done == []
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.123, "0.12 s"), (59, "59 s"), (61, "1 min"), (3599, "1 h 0 min"), (90_000, "25 h 0 min")]
 )
 def test_durations(seconds, text):
-    assert runs.duration(seconds) == text
+    assert timing.duration(seconds) == text
 
 
 @pytest.mark.slow

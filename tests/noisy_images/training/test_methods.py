@@ -90,6 +90,7 @@ ALIASES = {
         0.3, saner_jax.downweight(0.9, mask={"weight": False, "bias": False, "classifier": True})
     ),
     "saner_random": lambda: saner_jax.sam(0.3, saner_jax.downweight_random(0.9)),
+    "saner_norm": lambda: saner_jax.sam(0.3, methods.scale_to_norm_of(saner_jax.downweight(0.9))),
 }
 ODD = configure(
     rho=0.3,
@@ -230,6 +231,32 @@ def test_the_random_control_draws_by_the_training_seed_and_shares_what_is_compil
     assert seeds[0] == seeds[1] == seeds[3][:1]
     assert len({*seeds[2], *seeds[3]}) == 3
     assert trainers[0]._functions.train_step is trainers[2]._functions.train_step
+
+
+def test_the_control_for_size_has_sams_direction_and_saners_norm():
+    """At every step of a run, also where alpha rises."""
+    config = replace(ODD, alpha_ramp=0.5, epochs=4, momentum=0.0, weight_decay=0.0)
+    params = PARAMS
+    names = ("sam", "saner", "saner_norm")
+    txs = {name: methods.create(replace(config, method=name), 2, 10) for name in names}
+    states = {name: tx.init(params) for name, tx in txs.items()}
+    for step in range(5):
+        updates = {}
+        for name, tx in txs.items():
+            updates[name], states[name] = tx.update(gradient(params), states[name], params, grad_fn=gradient)
+        flat = {name: np.concatenate([np.ravel(x) for x in jax.tree.leaves(updates[name])]) for name in names}
+        norms = {name: np.linalg.norm(values) for name, values in flat.items()}
+        assert norms["saner_norm"] == pytest.approx(norms["saner"], rel=1e-5), step
+        assert norms["saner_norm"] < 0.99 * norms["sam"]
+        np.testing.assert_allclose(flat["saner_norm"] / norms["saner_norm"], flat["sam"] / norms["sam"], rtol=1e-4)
+        params = optax.apply_updates(params, updates["saner_norm"])
+
+
+def test_the_control_for_size_leaves_a_zero_gradient_zero():
+    tx = methods.scale_to_norm_of(optax.scale(0.5))
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    updates, _ = tx.update(zeros, tx.init(PARAMS), PARAMS)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates))
 
 
 def test_the_monitored_scalars_are_found():

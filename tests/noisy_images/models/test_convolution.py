@@ -36,7 +36,8 @@ EXACT = {"float32": 2e-6, "float64": 1e-14, "bfloat16": 3e-2}
 
 @pytest.fixture(autouse=True)
 def few_images_a_chunk(monkeypatch):
-    """Chunks of two images of the first shape, so that small arrays have several, and some a rest."""
+    """Chunks of two images of the first shape, so that small arrays, large ones here, have several, and some a rest."""
+    monkeypatch.setattr(convolution, "LARGE", 0)
     monkeypatch.setattr(convolution, "CHUNK", 5000)
 
 
@@ -103,6 +104,15 @@ def test_what_has_no_faster_gradient_is_xlas(options):
         kernel = kernel[:, :, : 4 // options.get("feature_group_count", 1), :4]
         ours, xla = (jax.make_jaxpr(jax.grad(f, (0, 1)))(images, kernel) for f in both(strides, padding, **options))
         assert str(ours) == str(xla)
+
+
+def test_small_convolutions_are_xlas(monkeypatch):
+    images, kernel, strides, padding = operands("stride")
+    numbers = images.size + 6 * 4 * 4 * 5
+    for large, is_xlas in ((numbers, False), (numbers + 1, True)):
+        monkeypatch.setattr(convolution, "LARGE", large)
+        ours, xla = (str(jax.make_jaxpr(jax.grad(f, 1))(images, kernel)) for f in both(strides, padding))
+        assert (ours == xla) is is_xlas
 
 
 def test_other_layouts_are_xlas():
