@@ -28,7 +28,7 @@ _ACCURACIES = (
     *("test_accuracy", "heldout_accuracy", "noisy_accuracy", "true_accuracy_on_noisy", "clean_accuracy", "gap"),
     "generalization_gap",
 )
-_DIGITS = 6
+_DIGITS = 8
 
 
 @dataclasses.dataclass(frozen=True)
