@@ -303,6 +303,7 @@ def temporary_trees(make):
     return compiled.memory_analysis().temp_size_in_bytes / sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="the compiler of older releases keeps a tree more")
 @pytest.mark.parametrize(
     ("make", "trees"),
     [

@@ -87,7 +87,7 @@ ALIASES = {
     "saner_turned": lambda: saner_jax.sam(0.3, reweight=saner_jax.downweight(0.9, where=saner_jax.is_turned)),
     "saner_grown": lambda: saner_jax.sam(0.3, reweight=saner_jax.downweight(0.9, where=saner_jax.is_grown)),
     "saner_last_layer": lambda: saner_jax.sam(
-        0.3, saner_jax.downweight(0.9, mask={"weight": False, "bias": False, "classifier": True})
+        0.3, reweight=saner_jax.downweight(0.9, mask={"weight": False, "bias": False, "classifier": True})
     ),
     "saner_random": lambda: saner_jax.sam(0.3, reweight=saner_jax.downweight_random(0.9)),
     "saner_norm": lambda: saner_jax.sam(0.3, reweight=methods.scale_to_norm_of(saner_jax.downweight(0.9))),
