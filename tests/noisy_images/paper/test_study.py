@@ -185,6 +185,10 @@ def test_each_method_at_its_best_radius(study_runs, no_pictures, tmp_path):
         assert f"| {words} | SAM | rho=0.6 |" in text and f"| {words} | SANER | rho=0.4 |" in text
         assert f"| {words} | SAM, rho=0.6 | 3 |" in text and f"| {words} | SANER, rho=0.4 | 4 |" in text
     assert "| SANER, rho=0.4 minus SAM, rho=0.6 | 3 | -10.0 (" in text
+    # The record of the study holds what was chosen among.
+    report.write("elements", ALL, FULL, study_runs, tmp_path / "reports", tmp_path / "record")
+    again = report.write("elements", ALL, FULL, tmp_path / "record", tmp_path / "again")[0]
+    assert again.read_text() == text
     chosen = report.write("radii", ALL, FULL, study_runs, tmp_path / "reports")[0].read_text()
     assert "runs of seeds 100 to 104" in chosen and "Chosen among them:" in chosen and "| rho=0.6 |" in chosen
 
