@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from benchmarks import command, targets
+from benchmarks.machinery import command, targets
 from examples.noisy_images import files
 
 # What is run, in this order, with the share that each is worth; the targets that weigh most come first.

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import command, environment, statistics, tables, targets, timing, workload
+from benchmarks.machinery import command, environment, statistics, tables, targets, timing, workload
 
 DEFAULT_METHODS = ("sgd", "sam", "saner")
 IMPORTED = "from examples.noisy_images import cli; from examples.noisy_images.training import run"
@@ -123,7 +123,7 @@ def _start(args: argparse.Namespace, folder: pathlib.Path, name: str) -> dict[st
     variables["XDG_CACHE_HOME"] = str(folder / "cache")
     if "JAX_PLATFORMS" in os.environ:
         variables["JAX_PLATFORMS"] = os.environ["JAX_PLATFORMS"]
-    line = [sys.executable, "-m", "benchmarks.first_step", str(time.time()), "train", *arguments]
+    line = [sys.executable, "-m", "benchmarks.machinery.first_step", str(time.time()), "train", *arguments]
     result = subprocess.run(line, capture_output=True, text=True, env=variables)
     if result.returncode:
         raise RuntimeError(f"the program did not start:\n{result.stderr[-2000:]}")

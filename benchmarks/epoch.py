@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import command, environment, peak, statistics, tables, targets, timing, workload
-from benchmarks.statistics import Ratio
+from benchmarks.machinery import command, environment, peak, statistics, tables, targets, timing, workload
+from benchmarks.machinery.statistics import Ratio
+from examples.noisy_images import data
 from examples.noisy_images.config import Config, replace
 from examples.noisy_images.training.step import State, epoch_order
 from examples.noisy_images.training.trainer import MATMUL_PRECISION, Trainer
@@ -61,22 +62,7 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
     peaks = peak.measure(args.precision)
     epochs_budget = budget.share(0.6) if args.seeds else budget
 
-    trainers, subjects, first_s = {}, {}, {}
-    for loop in args.loops:
-        if loop != args.loops[0] and epochs_budget.remaining() < first_s[args.loops[0]]:
-            continue
-        command.progress(f"{loop}: first epoch, with compilation")
-        trainer = workload.trainer(replace(config, scan_epochs=loop == "scan"), images)
-        trainers[loop], subjects[loop] = trainer, _epoch(trainer)
-        first_s[loop] = _once(subjects[loop])
-    trainer = trainers[args.loops[0]]
-    for name, split in (("test set", images.test), ("training set", images.train)):
-        subjects[name] = _evaluation(trainer, split)
-        first_s[name] = _once(subjects[name])
-    command.progress(f"timing {', '.join(subjects)}")
-    with timing.trace(args.trace):
-        seconds = timing.interleaved(subjects, rounds=args.rounds, warm_up=1, budget=epochs_budget)
-
+    seconds, first_s = _time_parts(config, images, args, epochs_budget)
     work = workload.Workload(config)
     steps = args.train // args.batch_size
     flops = steps * work.flops
@@ -86,11 +72,7 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
         "flops": flops,
         "share_of_peak": flops / float(np.median(seconds[main])) / peak.flops_per_s(peaks),
     }
-    minutes = EPOCHS / 60 * (seconds[main] + seconds["test set"])
-    run = statistics.median_with_interval(minutes)
-    compilation = sum(first_s[name] - float(np.median(seconds[name])) for name in (main, "test set")) / 60
-    compiled = {name: value + compilation for name, value in run.items()}
-    measured = {"minutes_200_epochs": run, "minutes_200_epochs_compiled": compiled}
+    measured = extrapolate(seconds[main], seconds["test set"], first_s[main] + first_s["test set"])
     # The targets are about the paper's network on its data; on another the numbers are only reported.
     complete = (args.model, args.width, args.train, args.test) == ("resnet18", 1.0, 50_000, 10_000)
     results: dict[str, Any] = {
@@ -116,6 +98,37 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
         results["seeds"] = seeds
         results["targets"]["seeds_one_after_another"] = seeds["ratio"]
     return results
+
+
+def _time_parts(
+    config: Config, images: data.Dataset, args: argparse.Namespace, budget: timing.Budget
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Time epochs, by the loop asked for, and evaluations; returns seconds by round, and of the first call."""
+    subjects: dict[str, Callable[[], Any]] = {}
+    first_s: dict[str, float] = {}
+    for loop in args.loops:
+        if loop != args.loops[0] and budget.remaining() < first_s[args.loops[0]]:
+            continue
+        command.progress(f"{loop}: first epoch, with compilation")
+        trainer = workload.trainer(replace(config, scan_epochs=loop == "scan"), images)
+        subjects[loop] = _epoch(trainer)
+        if loop == args.loops[0]:
+            evaluated = trainer
+        first_s[loop] = _once(subjects[loop])
+    for name, split in (("test set", images.test), ("training set", images.train)):
+        subjects[name] = _evaluation(evaluated, split)
+        first_s[name] = _once(subjects[name])
+    command.progress(f"timing {', '.join(subjects)}")
+    with timing.trace(args.trace):
+        return timing.interleaved(subjects, rounds=args.rounds, warm_up=1, budget=budget), first_s
+
+
+def extrapolate(epoch: np.ndarray, evaluation: np.ndarray, first: float) -> dict[str, dict[str, float]]:
+    """Return the minutes of a run, without and with compilation, from seconds by round and those of the first calls."""
+    run = statistics.median_with_interval(EPOCHS / 60 * (epoch + evaluation))
+    compilation = (first - float(np.median(epoch)) - float(np.median(evaluation))) / 60
+    compiled = {name: value + compilation for name, value in run.items()}
+    return {"minutes_200_epochs": run, "minutes_200_epochs_compiled": compiled}
 
 
 def measure_seeds(config: Config, args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import command, statistics, tables, timing
+from benchmarks.machinery import command, statistics, tables, timing
 from examples.noisy_images import data
 from examples.noisy_images.data import streaming
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import command, environment, tables, targets, timing, workload
+from benchmarks.machinery import command, environment, tables, targets, timing, workload
 
 DEFAULT_METHODS = ("sgd", "sam", "saner", "sam-unmonitored", "saner-unmonitored", "optax.contrib.sam")
 STEPS = 3

@@ -2,13 +2,13 @@
 
     pip install -e ".[examples,bench]" && python -m benchmarks.peers
 
-Each framework runs in a process of its own that stays alive (see `peer_worker`); they take turns, in a new random order
-every round, and are compared within rounds. First both take one step without augmentation from the same weights on the
-same batch, in float64, where no ReLU and no bit of the mask hangs on rounding: if losses or updates differ, nothing is
-timed. That PyTorch keeps the unbiased
-variance in BatchNorm's running statistics and Flax the biased one is the one known difference; no step sees it.
+Each framework runs in a process of its own that stays alive (`machinery/sides`); they take turns, in a new random
+order every round, and are compared within rounds. First both take one step without augmentation from the same weights
+on the same batch, in float64, where no ReLU and no bit of the mask hangs on rounding: if losses or updates differ,
+nothing is timed. That PyTorch keeps the unbiased variance in BatchNorm's running statistics and Flax the biased one is
+the one known difference; no step sees it.
 
-PyTorch's side is described in `pytorch_peer`. A peer that is not installed is skipped by name.
+PyTorch's side is described in `machinery/sides/pytorch.py`. A peer that is not installed is skipped by name.
 """
 
 import argparse
@@ -26,9 +26,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import command, environment, statistics, tables, targets, timing, workload
-from benchmarks.peer_worker import Problem
-from benchmarks.statistics import Ratio
+from benchmarks.machinery import command, environment, statistics, tables, targets, timing, workload
+from benchmarks.machinery.sides.problem import Problem
+from benchmarks.machinery.statistics import Ratio
+from examples.noisy_images import models
 
 METHODS = ("saner", "sam", "sgd")
 OURS, PYTORCH = "ours", "PyTorch"
@@ -48,7 +49,13 @@ class Worker:
     """A side in its own process; closed at the end of a with block."""
 
     def __init__(self, side: str, problem: Problem):
-        line = [sys.executable, "-m", "benchmarks.peer_worker", side, json.dumps(dataclasses.asdict(problem))]
+        line = [
+            sys.executable,
+            "-m",
+            "benchmarks.machinery.sides.worker",
+            side,
+            json.dumps(dataclasses.asdict(problem)),
+        ]
         self._process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._side = side
 
@@ -91,6 +98,7 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
         steps=args.steps_per_call,
         precision=args.precision,
         compile=args.compile,
+        convolution=args.convolution,
     )
     results: dict[str, Any] = {
         "setting": dataclasses.asdict(problem),
@@ -259,6 +267,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="have PyTorch compile its network (yes)"
     )
+    parser.add_argument("--convolution", choices=models.CONVOLUTIONS, default="auto", help="the program's (auto)")
     parser.add_argument("--rounds", type=command.at_least_one, default=30, help="timed calls of every step (30)")
     parser.add_argument("--warm-up", type=command.at_least_one, default=2, help="calls before the timed ones (2)")
     return workload.choose(parser.parse_args(argv))

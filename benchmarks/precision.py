@@ -27,7 +27,7 @@ import numpy as np
 from flax import nnx
 
 import saner_jax
-from benchmarks import command, environment, rounding, statistics, tables, timing, workload
+from benchmarks.machinery import command, environment, rounding, statistics, tables, timing, workload
 from examples.noisy_images import config as configuration
 from examples.noisy_images import models
 from examples.noisy_images.config import PAPER, Config, replace
@@ -63,6 +63,7 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
         epochs=args.epochs,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
+        convolution=args.convolution,
         method="saner",
     )
     points = masks(config, args, budget.share(0.5) if args.seeds else budget)
@@ -75,6 +76,7 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
             "epochs": args.epochs,
             "batch_size": args.batch_size,
             "learning_rate": args.learning_rate,
+            "convolution": args.convolution,
             "points": args.points,
             "seeds": list(args.seeds),
         },
@@ -167,6 +169,7 @@ def both_gradients(config: Config, precision: str, dataset: Any) -> Callable[...
                 image_shape=tuple(dataset.image_shape),
                 width=config.network.width,
                 seed=0,
+                convolution=config.convolution,
                 dtype="bfloat16" if precision == "bfloat16" else "float32",
             )
         ),
@@ -325,6 +328,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, metavar="PRECISION", help="(all)"
     )
+    parser.add_argument("--convolution", choices=models.CONVOLUTIONS, default="auto", help="the program's (auto)")
     parser.add_argument("--points", type=command.at_least_one, default=6, help="steps at which masks are compared (6)")
     parser.add_argument("--seeds", nargs="*", type=int, default=(0, 1, 2), help="of the accuracies (0 1 2)")
     return parser.parse_args(argv)

@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 import saner_jax
-from benchmarks import collectives, command, environment, tables, timing
+from benchmarks.machinery import collectives, command, environment, tables, timing
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.measures.plots import save
 from examples.sharded_transformer import training

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import command, environment, peak, statistics, tables, targets, timing, workload
-from benchmarks.statistics import Ratio
+from benchmarks.machinery import command, environment, peak, statistics, tables, targets, timing, workload
+from benchmarks.machinery.statistics import Ratio
 from examples.noisy_images import config as configuration
 from examples.noisy_images import models
 from examples.noisy_images.config import PAPER, replace
@@ -150,30 +150,7 @@ def report(results: dict[str, Any]) -> str:
             "GB/s.",
             "",
         ]
-        header = (
-            "method",
-            "step, ms (quartiles)",
-            "images/s",
-            "of the peak",
-            "temporary, MB",
-            "accessed, MB",
-            "compile, s",
-        )
-        rows = []
-        for method, m in pair["methods"].items():
-            accessed = "" if m["xla_bytes_accessed"] is None else f"{m['xla_bytes_accessed'] / 1e6:.0f}"
-            rows.append(
-                (
-                    method,
-                    tables.milliseconds(m),
-                    f"{m['images_per_s']:.0f}",
-                    f"{m['share_of_peak']:.1%}",
-                    f"{m['temporary_bytes'] / 1e6:.1f}",
-                    accessed,
-                    f"{m['trace_s'] + m['compile_s']:.1f}",
-                )
-            )
-        lines += [*tables.table(header, rows), ""]
+        lines += [*_table_of_methods(pair["methods"]), ""]
         rows = []
         for name, ratio in pair["ratios"].items():
             target = "" if ratio["target"] is None else f"at most {ratio['target']:.2f}"
@@ -185,6 +162,33 @@ def report(results: dict[str, Any]) -> str:
     if results["left_out"]:
         lines += [f"Left out for want of time: {', '.join(results['left_out'])}.", ""]
     return "\n".join(lines + targets.printed(TARGET_RATIOS, results["targets"]))
+
+
+def _table_of_methods(methods: dict[str, dict[str, Any]]) -> list[str]:
+    header = (
+        "method",
+        "step, ms (quartiles)",
+        "images/s",
+        "of the peak",
+        "temporary, MB",
+        "accessed, MB",
+        "compile, s",
+    )
+    rows = []
+    for method, m in methods.items():
+        accessed = "" if m["xla_bytes_accessed"] is None else f"{m['xla_bytes_accessed'] / 1e6:.0f}"
+        rows.append(
+            (
+                method,
+                tables.milliseconds(m),
+                f"{m['images_per_s']:.0f}",
+                f"{m['share_of_peak']:.1%}",
+                f"{m['temporary_bytes'] / 1e6:.1f}",
+                accessed,
+                f"{m['trace_s'] + m['compile_s']:.1f}",
+            )
+        )
+    return tables.table(header, rows)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -49,8 +49,8 @@ import optax
 from flax import nnx
 
 import saner_jax
-from benchmarks import command, environment, statistics, tables, timing, workload
-from benchmarks.statistics import Ratio
+from benchmarks.machinery import command, environment, statistics, tables, timing, workload
+from benchmarks.machinery.statistics import Ratio
 from examples.noisy_images import models
 from examples.noisy_images.config import PAPER, replace
 

@@ -3,16 +3,17 @@
 import posixpath
 import sys
 from pathlib import Path
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "docs" / "extensions"))
+from typing import Any
 
 from docutils import nodes
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.util.nodes import make_refnode
 
 import saner_jax
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "docs" / "extensions"))
 
 project = "saner_jax"
 author = "The saner_jax authors"
@@ -29,17 +30,23 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(jax|jaxlib|optax|numpy|typing|collections|chex)\..*")]
+nitpick_ignore_regex = [("py:.*", r"(jax|optax)\..*")]
+
+highlight_language = "text"
 
 html_theme = "furo"
+html_theme_options = {
+    "light_css_variables": {"--code-font-size": "75%"},
+    "dark_css_variables": {"--code-font-size": "75%"},
+}
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_title = f"saner_jax {version}"
-html_copy_source = False
 html_show_copyright = False
+html_show_sourcelink = False
 
-myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
-autosummary_generate = True
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_use_rtype = False
@@ -55,15 +62,26 @@ PAGES = {
 INCLUDED = {page: path for path, page in PAGES.items()}
 
 
-def resolve(app: Sphinx, env: BuildEnvironment, node: nodes.Element, content: nodes.Node) -> nodes.Node | None:
-    """Lead the links of an included file to the page of their target; name a file that has no page."""
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(INCLUDED.get(node["refdoc"], "")), node["reftarget"]))
-    if page := PAGES.get(path):
-        return make_refnode(app.builder, node["refdoc"], page, None, content)
-    if node["refdoc"] in INCLUDED and (ROOT / path).exists():
-        return nodes.literal(path, path)
-    return None
+def lead_on(app: Sphinx, doctree: nodes.document) -> None:
+    """Lead the links of an included file to the page of their target; where a file has no page, name it."""
+    included = INCLUDED.get(app.env.docname)
+    for node in list(doctree.findall(pending_xref)) if included else []:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(included), node["reftarget"]))
+        if page := PAGES.get(path):
+            node.attributes |= {"refdomain": "doc", "reftarget": page, "reftargetid": None}
+        elif (ROOT / path).exists():
+            node.replace_self(nodes.literal(path, path))
+
+
+def from_the_package(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Element) -> Any:
+    """Find what the docstrings of a public module name by its name in the package."""
+    if not node.get("py:module", "").startswith("saner_jax."):
+        return None
+    node["py:module"] = "saner_jax"
+    domain = env.get_domain("py")
+    return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], node["reftarget"], node, content)
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("missing-reference", resolve)
+    app.connect("doctree-read", lead_on)
+    app.connect("missing-reference", from_the_package)

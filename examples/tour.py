@@ -1,9 +1,9 @@
-"""SGD, SAM and SANER on handwritten digits, half of whose training labels are wrong: one file, to read and to copy.
+"""SGD, SAM and SANER on handwritten digits, half of whose training labels are wrong: to read and to copy.
 
     pip install -e ".[examples]"
     python -m examples.tour --output tour.png
 
-It needs JAX, Optax, scikit-learn (for the digits) and matplotlib (for the figure), and nothing else of this folder.
+It needs JAX, Optax, scikit-learn (the digits) and matplotlib (the figure), and nothing else of this folder.
 """
 
 import argparse
@@ -24,14 +24,15 @@ CLASSES, BATCH = 10, 64
 
 
 def load(seed):
-    """Return the digits, standardized, with true labels and, for training, given ones: half of them wrong."""
-    images, labels = load_digits(return_X_y=True)
-    images = (images - images.mean()) / images.std()
-    x, x_test, true, y_test = train_test_split(images, labels, test_size=0.25, stratify=labels, random_state=0)
+    """Return the digits, standardized; half of the given training labels are wrong."""
+    x, y = load_digits(return_X_y=True)
+    x = (x - x.mean()) / x.std()
+    x, x_test, true, y_test = train_test_split(x, y, test_size=0.25, stratify=y, random_state=0)
 
     rng = np.random.default_rng(seed)
     wrong = rng.permutation(len(true)) < len(true) // 2
-    given = np.where(wrong, (true + rng.integers(1, CLASSES, len(true))) % CLASSES, true)  # any class but the true one
+    other = (true + rng.integers(1, CLASSES, len(true))) % CLASSES  # any class but the true one
+    given = np.where(wrong, other, true)
     data = {"x": x, "given": given, "wrong": wrong, "x_test": x_test, "y_test": y_test}
     return {name: jnp.asarray(array) for name, array in data.items()}
 
@@ -41,7 +42,7 @@ def init(key, sizes=(64, 512, 512, CLASSES)):
     initial = jax.nn.initializers.lecun_normal()
     keys = jax.random.split(key, len(sizes) - 1)
     shapes = itertools.pairwise(sizes)
-    return [{"w": initial(k, shape), "b": jnp.zeros(shape[-1])} for k, shape in zip(keys, shapes, strict=True)]
+    return [{"w": initial(k, s), "b": jnp.zeros(s[-1])} for k, s in zip(keys, shapes, strict=True)]
 
 
 def logits(params, x):
@@ -72,11 +73,8 @@ def train_epoch(tx, params, state, data, key):
     def step(carry, batch):
         params, state = carry
         x, y = data["x"][batch], data["given"][batch]
-
-        def grad_fn(params):  # the gradient of this batch, wherever the method asks for it
-            return jax.grad(loss_fn)(params, x, y)
-
-        updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+        _, grads, grad_fn = saner_jax.value_and_grads(loss_fn)(params, x, y)  # grad_fn: of this batch, at any params
+        updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
         return (optax.apply_updates(params, updates), state), None
 
     count = len(data["x"]) // BATCH
@@ -86,7 +84,7 @@ def train_epoch(tx, params, state, data, key):
 
 @jax.jit
 def measure(params, data):
-    """Return the accuracies on the test set, and on the wrong and the right labels of the training set."""
+    """Return the accuracies on the test set and on the wrong and the right training labels."""
     right = logits(params, data["x"]).argmax(-1) == data["given"]
     test = logits(params, data["x_test"]).argmax(-1) == data["y_test"]
     return test.mean(), right.mean(where=data["wrong"]), right.mean(where=~data["wrong"])
@@ -122,14 +120,14 @@ def plot(curves, output):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="SGD, SAM and SANER on digits with wrong labels.")
     parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the wrong labels, the initial weights and the order")
+    parser.add_argument("--seed", type=int, default=0, help="of noise, weights and order")
     parser.add_argument("--output", default="tour.png", help="the figure")
     options = parser.parse_args(arguments)
     curves = {}
     for method in ("SGD", "SAM", "SANER"):
         curves[method] = train(method, options.epochs, options.seed)
         test, wrong, right = curves[method][-1]
-        print(f"{method:6} test {test:5.1f} %   wrong labels memorized {wrong:5.1f} %   right learnt {right:5.1f} %")
+        print(f"{method:6} test {test:5.1f} %  wrong labels memorized {wrong:5.1f} %  right learnt {right:5.1f} %")
     plot(curves, options.output)
     print(f"written: {options.output}")
 

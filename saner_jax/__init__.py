@@ -8,47 +8,90 @@ Every stage is an ordinary Optax transformation; every method below is one compo
 """
 
 # What pairs of gradients, and the mask, are made of.
-from saner_jax import analysis as analysis
+from saner_jax import analysis
 
-# The wrapper: the one place where the gradient is taken a second time.
 # Aliases: the papers' methods, each one visible composition.
-from saner_jax._alias import asam as asam
-from saner_jax._alias import fsam as fsam
-from saner_jax._alias import gsam as gsam
-from saner_jax._alias import sam as sam
-from saner_jax._alias import saner as saner
-from saner_jax._alias import sgd_d as sgd_d
-from saner_jax._alias import vasso as vasso
+from saner_jax._alias import asam, fsam, gsam, sam, saner, sgd_d, vasso
 
 # Ascent: gradient -> perturbation.
-from saner_jax._ascent import FollowEmaState as FollowEmaState
-from saner_jax._ascent import ScaleToAdaptiveNormState as ScaleToAdaptiveNormState
-from saner_jax._ascent import ScaleToNormState as ScaleToNormState
-from saner_jax._ascent import SubtractEmaState as SubtractEmaState
-from saner_jax._ascent import follow_ema as follow_ema
-from saner_jax._ascent import scale_to_adaptive_norm as scale_to_adaptive_norm
-from saner_jax._ascent import scale_to_norm as scale_to_norm
-from saner_jax._ascent import subtract_ema as subtract_ema
+from saner_jax._ascent import (
+    FollowEmaState,
+    ScaleToAdaptiveNormState,
+    ScaleToNormState,
+    SubtractEmaState,
+    follow_ema,
+    scale_to_adaptive_norm,
+    scale_to_norm,
+    subtract_ema,
+)
 
 # Descent: perturbed gradient -> update.
-from saner_jax._descent import DownweightRandomState as DownweightRandomState
-from saner_jax._descent import DownweightState as DownweightState
-from saner_jax._descent import SubtractOrthogonalState as SubtractOrthogonalState
-from saner_jax._descent import downweight as downweight
-from saner_jax._descent import downweight_random as downweight_random
-from saner_jax._descent import restore_downweighted as restore_downweighted
-from saner_jax._descent import subtract_orthogonal as subtract_orthogonal
+from saner_jax._descent import (
+    DownweightRandomState,
+    DownweightState,
+    SubtractOrthogonalState,
+    downweight,
+    downweight_random,
+    restore_downweighted,
+    subtract_orthogonal,
+)
+
+# From a loss function to both gradients.
+from saner_jax._gradients import value_and_grads
 
 # Groups of elements, by their ratio of the two gradients.
-from saner_jax._masks import is_downweighted as is_downweighted
-from saner_jax._masks import is_grown as is_grown
-from saner_jax._masks import is_turned as is_turned
+from saner_jax._masks import is_downweighted, is_grown, is_turned
+
+# Observation: a descent stage that changes nothing.
+from saner_jax._monitor import Monitored, observe_gradients
 
 # Schedules of the papers.
-from saner_jax._schedules import alpha_ramp as alpha_ramp
-from saner_jax._schedules import rho_from_learning_rate as rho_from_learning_rate
-from saner_jax._sharpness_aware import Monitored as Monitored
-from saner_jax._sharpness_aware import SharpnessAwareState as SharpnessAwareState
-from saner_jax._sharpness_aware import sharpness_aware as sharpness_aware
+from saner_jax._schedules import alpha_ramp, rho_from_learning_rate
+
+# The wrapper: the one place where the gradient is taken a second time.
+from saner_jax._sharpness_aware import SharpnessAwareState, sharpness_aware
 
 __version__ = "0.1.0"
+
+__all__ = [
+    # descent
+    "DownweightRandomState",
+    "DownweightState",
+    # ascent
+    "FollowEmaState",
+    "Monitored",
+    "ScaleToAdaptiveNormState",
+    "ScaleToNormState",
+    # the wrapper, and what it is called with
+    "SharpnessAwareState",
+    "SubtractEmaState",
+    "SubtractOrthogonalState",
+    # schedules
+    "alpha_ramp",
+    # analysis beside training
+    "analysis",
+    # aliases
+    "asam",
+    "downweight",
+    "downweight_random",
+    "follow_ema",
+    "fsam",
+    "gsam",
+    # groups of elements
+    "is_downweighted",
+    "is_grown",
+    "is_turned",
+    "observe_gradients",
+    "restore_downweighted",
+    "rho_from_learning_rate",
+    "sam",
+    "saner",
+    "scale_to_adaptive_norm",
+    "scale_to_norm",
+    "sgd_d",
+    "sharpness_aware",
+    "subtract_ema",
+    "subtract_orthogonal",
+    "value_and_grads",
+    "vasso",
+]

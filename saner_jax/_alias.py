@@ -1,17 +1,44 @@
 """Aliases: each method of the literature as one visible composition of stages, without arithmetic of its own."""
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec
+
 import jax
 import optax
 
 from saner_jax._ascent import follow_ema, scale_to_adaptive_norm, scale_to_norm, subtract_ema
-from saner_jax._descent import Reweighting, downweight, restore_downweighted, subtract_orthogonal
+from saner_jax._checks import brief
+from saner_jax._descent import downweight, restore_downweighted, subtract_orthogonal
 from saner_jax._hyperparameters import Hyperparameter
 from saner_jax._leaves import PyTree
+from saner_jax._monitor import observe_gradients
 from saner_jax._sharpness_aware import AxisName, sharpness_aware
 
+_Parameters = ParamSpec("_Parameters")
+_Method = Callable[_Parameters, optax.GradientTransformationExtraArgs]
 
+
+def _alias(method: _Method[_Parameters]) -> _Method[_Parameters]:
+    """Answer ``sam(optimizer, ...)``, the call of other libraries, by what to write here."""
+
+    @functools.wraps(method)
+    def checked(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> optax.GradientTransformationExtraArgs:
+        if args and isinstance(args[0], optax.GradientTransformation):
+            name = method.__name__
+            raise TypeError(
+                f"{name} takes hyperparameters, not an optimizer: put the optimizer after it, "
+                f"optax.chain(saner_jax.{name}(rho=0.1), optimizer)."
+            )
+        return method(*args, **kwargs)
+
+    return checked
+
+
+@_alias
 def sam(
     rho: Hyperparameter = 0.1,
+    *,
     reweight: optax.GradientTransformation | None = None,
     axis_name: AxisName | None = None,
     perturb_mask: PyTree | None = None,
@@ -32,7 +59,7 @@ def sam(
       reweight: descent stage put last; ``downweight(0.5)`` is SANER on this method, ``restore_downweighted()`` SGD-D.
       axis_name: mapped axis whose members perturb separately (m-SAM); None for one perturbation of the batch.
       perturb_mask: leaves that are perturbed; None for all.
-      monitor: whether the state carries :class:`Monitored`.
+      monitor: whether :func:`observe_gradients` stands before the reweighting; see ``state.monitored``.
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own.
 
     Returns:
@@ -60,17 +87,18 @@ def sam(
     """
     return sharpness_aware(
         scale_to_norm(rho),
-        *_last(reweight),
+        *_last(reweight, monitor),
         axis_name=axis_name,
         perturb_mask=perturb_mask,
-        monitor=monitor,
         perturbed_dtype=perturbed_dtype,
     )
 
 
+@_alias
 def asam(
     rho: Hyperparameter = 0.5,
     eta: Hyperparameter = 0.01,
+    *,
     adaptive_mask: PyTree | None = None,
     reweight: optax.GradientTransformation | None = None,
     axis_name: AxisName | None = None,
@@ -94,7 +122,7 @@ def asam(
       reweight: descent stage put last; ``downweight(0.5)`` is SANER on this method, ``restore_downweighted()`` SGD-D.
       axis_name: mapped axis whose members perturb separately (m-SAM); None for one perturbation of the batch.
       perturb_mask: leaves that are perturbed; None for all.
-      monitor: whether the state carries :class:`Monitored`.
+      monitor: whether :func:`observe_gradients` stands before the reweighting; see ``state.monitored``.
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own.
 
     Returns:
@@ -120,18 +148,19 @@ def asam(
       ASAM's official code has ``T = 1`` on biases; SANER's code has ``T = |w|`` on every parameter, which is ``eta=0``.
     """
     return sharpness_aware(
-        scale_to_adaptive_norm(rho, eta, adaptive_mask),
-        *_last(reweight),
+        scale_to_adaptive_norm(rho, eta, adaptive_mask=adaptive_mask),
+        *_last(reweight, monitor),
         axis_name=axis_name,
         perturb_mask=perturb_mask,
-        monitor=monitor,
         perturbed_dtype=perturbed_dtype,
     )
 
 
+@_alias
 def gsam(
     rho: Hyperparameter = 0.1,
     alpha: Hyperparameter = 0.4,
+    *,
     reweight: optax.GradientTransformation | None = None,
     axis_name: AxisName | None = None,
     perturb_mask: PyTree | None = None,
@@ -154,7 +183,7 @@ def gsam(
       reweight: descent stage put last; ``downweight(0.5)`` is SANER on this method, ``restore_downweighted()`` SGD-D.
       axis_name: mapped axis whose members perturb separately (m-SAM); None for one perturbation of the batch.
       perturb_mask: leaves that are perturbed; None for all.
-      monitor: whether the state carries :class:`Monitored`.
+      monitor: whether :func:`observe_gradients` stands before the reweighting; see ``state.monitored``.
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own.
 
     Returns:
@@ -182,18 +211,19 @@ def gsam(
     return sharpness_aware(
         scale_to_norm(rho),
         subtract_orthogonal(alpha),
-        *_last(reweight),
+        *_last(reweight, monitor),
         axis_name=axis_name,
         perturb_mask=perturb_mask,
-        monitor=monitor,
         perturbed_dtype=perturbed_dtype,
     )
 
 
+@_alias
 def fsam(
     rho: Hyperparameter = 0.1,
     sigma: Hyperparameter = 1.0,
     decay: Hyperparameter = 0.9,
+    *,
     reweight: optax.GradientTransformation | None = None,
     axis_name: AxisName | None = None,
     perturb_mask: PyTree | None = None,
@@ -217,7 +247,7 @@ def fsam(
       reweight: descent stage put last; ``downweight(0.5)`` is SANER on this method, ``restore_downweighted()`` SGD-D.
       axis_name: mapped axis whose members perturb separately (m-SAM); None for one perturbation of the batch.
       perturb_mask: leaves that are perturbed; None for all.
-      monitor: whether the state carries :class:`Monitored`.
+      monitor: whether :func:`observe_gradients` stands before the reweighting; see ``state.monitored``.
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own.
 
     Returns:
@@ -239,18 +269,19 @@ def fsam(
       Li et al., `Friendly Sharpness-Aware Minimization <https://arxiv.org/abs/2403.12350>`_, 2024, algorithm 1.
     """
     return sharpness_aware(
-        optax.chain(subtract_ema(decay, sigma), scale_to_norm(rho)),
-        *_last(reweight),
+        optax.chain(subtract_ema(sigma, decay), scale_to_norm(rho)),
+        *_last(reweight, monitor),
         axis_name=axis_name,
         perturb_mask=perturb_mask,
-        monitor=monitor,
         perturbed_dtype=perturbed_dtype,
     )
 
 
+@_alias
 def vasso(
     rho: Hyperparameter = 0.1,
     theta: Hyperparameter = 0.9,
+    *,
     reweight: optax.GradientTransformation | None = None,
     axis_name: AxisName | None = None,
     perturb_mask: PyTree | None = None,
@@ -272,7 +303,7 @@ def vasso(
       reweight: descent stage put last; ``downweight(0.5)`` is SANER on this method, ``restore_downweighted()`` SGD-D.
       axis_name: mapped axis whose members perturb separately (m-SAM); None for one perturbation of the batch.
       perturb_mask: leaves that are perturbed; None for all.
-      monitor: whether the state carries :class:`Monitored`.
+      monitor: whether :func:`observe_gradients` stands before the reweighting; see ``state.monitored``.
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own.
 
     Returns:
@@ -296,17 +327,18 @@ def vasso(
     """
     return sharpness_aware(
         optax.chain(follow_ema(theta), scale_to_norm(rho)),
-        *_last(reweight),
+        *_last(reweight, monitor),
         axis_name=axis_name,
         perturb_mask=perturb_mask,
-        monitor=monitor,
         perturbed_dtype=perturbed_dtype,
     )
 
 
+@_alias
 def saner(
     rho: Hyperparameter = 0.1,
     alpha: Hyperparameter = 0.5,
+    *,
     axis_name: AxisName | None = None,
     perturb_mask: PyTree | None = None,
     monitor: bool = False,
@@ -329,7 +361,7 @@ def saner(
         the first quarter of training: :func:`alpha_ramp`); negative values magnify; likewise.
       axis_name: mapped axis whose members perturb separately (m-SAM); None for one perturbation of the batch.
       perturb_mask: leaves that are perturbed; None for all.
-      monitor: whether the state carries :class:`Monitored`.
+      monitor: whether :func:`observe_gradients` stands before the reweighting; see ``state.monitored``.
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own.
 
     Returns:
@@ -356,16 +388,17 @@ def saner(
     """
     return sharpness_aware(
         scale_to_norm(rho),
-        downweight(alpha),
+        *_last(downweight(alpha), monitor),
         axis_name=axis_name,
         perturb_mask=perturb_mask,
-        monitor=monitor,
         perturbed_dtype=perturbed_dtype,
     )
 
 
+@_alias
 def sgd_d(
     rho: Hyperparameter = 0.1,
+    *,
     axis_name: AxisName | None = None,
     perturb_mask: PyTree | None = None,
     monitor: bool = False,
@@ -384,7 +417,7 @@ def sgd_d(
         value.
       axis_name: mapped axis whose members perturb separately (m-SAM); None for one perturbation of the batch.
       perturb_mask: leaves that are perturbed; None for all.
-      monitor: whether the state carries :class:`Monitored`.
+      monitor: whether :func:`observe_gradients` stands before the reweighting; see ``state.monitored``.
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own.
 
     Returns:
@@ -408,18 +441,15 @@ def sgd_d(
     """
     return sharpness_aware(
         scale_to_norm(rho),
-        restore_downweighted(),
+        *_last(restore_downweighted(), monitor),
         axis_name=axis_name,
         perturb_mask=perturb_mask,
-        monitor=monitor,
         perturbed_dtype=perturbed_dtype,
     )
 
 
-def _last(reweight: optax.GradientTransformation | None) -> tuple[optax.GradientTransformation, ...]:
-    """Return the reweighting stage, marked as such for the monitored share, or nothing."""
-    if reweight is None:
-        return ()
-    if not isinstance(reweight, optax.GradientTransformation):
-        raise TypeError(f"reweight must be a descent stage, such as downweight(0.5), got {reweight!r}.")
-    return (Reweighting(*optax.with_extra_args_support(reweight)),)
+def _last(reweight: optax.GradientTransformation | None, monitor: bool) -> tuple[optax.GradientTransformation, ...]:
+    """Return the stages that end the descent: the observation, if asked for, and the reweighting, if there is one."""
+    if reweight is not None and not isinstance(reweight, optax.GradientTransformation):
+        raise TypeError(f"reweight must be a descent stage, such as downweight(0.5), got {brief(reweight)}.")
+    return (*((observe_gradients(),) if monitor else ()), *(() if reweight is None else (reweight,)))

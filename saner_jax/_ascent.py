@@ -2,17 +2,20 @@
 
 Each is an Optax transformation whose update is the perturbation ``eps``, with ascending sign: ``w + eps`` raises the
 loss. Inside :func:`saner_jax.sharpness_aware` a stage receives the gradient in float32 (float64 where the gradient is),
-and as the extra argument ``averaged_grads`` the gradient averaged over ``axis_name`` (without one, the same gradient).
+and under ``axis_name`` the extra argument ``mean_over_groups``, a function that averages a tree over the groups. What a
+stage keeps of its input it averages so first: groups must not differ in their state.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from saner_jax._checks import check_state
 from saner_jax._hyperparameters import Hyperparameter, check_hyperparameter, value_at
-from saner_jax._leaves import PyTree, scale_to, select_leaves, wide_dtype, widen
+from saner_jax._leaves import PyTree, divide, scale_to, scaled_norm, select_leaves, unit_scale, widen, zeros_like
 
 
 class ScaleToNormState(NamedTuple):
@@ -31,8 +34,10 @@ def scale_to_norm(rho: Hyperparameter) -> optax.GradientTransformationExtraArgs:
 
         eps = rho * g / ||g||
 
-    with the global L2 norm over all leaves, accumulated in float32. A zero gradient gives ``eps = 0``, and so does one
-    whose squared norm underflows float32 (norms below about 1e-19); a non-finite gradient gives a non-finite ``eps``.
+    with the global L2 norm over all leaves, accumulated in float32 and right for every finite gradient, also where its
+    square would overflow or underflow. A zero gradient gives ``eps = 0`` (subnormal numbers count as zero); a
+    non-finite gradient gives a non-finite ``eps``. Where the norm or rho is zero, derivatives are zero or those of the
+    formula, never NaN.
 
     Args:
       rho: radius of the perturbation in the unit of the weights (SANER's paper: 0.1; SAM's: 0.05); a number, a schedule
@@ -56,8 +61,8 @@ def scale_to_norm(rho: Hyperparameter) -> optax.GradientTransformationExtraArgs:
       <https://arxiv.org/abs/2010.01412>`_, 2021, equation 2.
 
     .. note::
-      The official code divides by ``||g|| + 1e-12``; here the guard is exact, so ``||eps||`` is rho for every norm that
-      float32 can square.
+      The official code divides by ``||g|| + 1e-12``; here the guard is exact, so ``||eps||`` is rho for every gradient
+      but zero. The price is one more reduction, for the largest entry.
     """
     check_hyperparameter("rho", rho, "[0, inf)")
 
@@ -70,9 +75,11 @@ def scale_to_norm(rho: Hyperparameter) -> optax.GradientTransformationExtraArgs:
         updates: optax.Updates, state: ScaleToNormState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ScaleToNormState]:
         del params, extra_args
+        check_state("scale_to_norm", state, ScaleToNormState)
         g = widen(updates)
         rho_now = _radius(rho, state.step)
-        eps = scale_to(g, optax.tree.norm(g), rho_now)
+        scale = unit_scale(g)
+        eps = scale_to(g, scale, divide(rho_now, scaled_norm(g, scale)))
         return eps, ScaleToNormState(optax.safe_increment(state.step), rho_now)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -90,7 +97,7 @@ class ScaleToAdaptiveNormState(NamedTuple):
 
 
 def scale_to_adaptive_norm(
-    rho: Hyperparameter, eta: Hyperparameter = 0.01, adaptive_mask: PyTree | None = None
+    rho: Hyperparameter, eta: Hyperparameter = 0.01, *, adaptive_mask: PyTree | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Scale the gradient to a radius measured relative to the weights: ASAM's perturbation.
 
@@ -143,6 +150,7 @@ def scale_to_adaptive_norm(
         updates: optax.Updates, state: ScaleToAdaptiveNormState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ScaleToAdaptiveNormState]:
         del extra_args
+        check_state("scale_to_adaptive_norm", state, ScaleToAdaptiveNormState)
         if params is None:
             raise ValueError("scale_to_adaptive_norm measures the radius by the weights: pass params to update.")
         g = widen(updates)
@@ -154,8 +162,9 @@ def scale_to_adaptive_norm(
             return x * (jnp.abs(w).astype(x.dtype) + eta_now.astype(x.dtype)) if is_adaptive else x
 
         tg = jax.tree.map(times_t, g, params, adaptive)
-        ttg = jax.tree.map(times_t, tg, params, adaptive)
-        eps = scale_to(ttg, optax.tree.norm(tg), rho_now)
+        scale = unit_scale(tg)
+        eps = scale_to(tg, scale, divide(rho_now, scaled_norm(tg, scale)))
+        eps = jax.tree.map(times_t, eps, params, adaptive)
         return eps, ScaleToAdaptiveNormState(optax.safe_increment(state.step), rho_now, eta_now)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -166,15 +175,15 @@ class SubtractEmaState(NamedTuple):
 
     step: jax.Array
     """Steps taken, int32 ()."""
-    decay: jax.Array
-    """Decay of the last step (of the first one before any), float ()."""
     sigma: jax.Array
     """Share of the average that the last step subtracted (the first one before any), float ()."""
+    decay: jax.Array
+    """Decay of the last step (of the first one before any), float ()."""
     ema: optax.Params
     """Moving average of the gradient, in float32 (float64 where params are); zeros before the first step."""
 
 
-def subtract_ema(decay: Hyperparameter = 0.9, sigma: Hyperparameter = 1.0) -> optax.GradientTransformationExtraArgs:
+def subtract_ema(sigma: Hyperparameter = 1.0, decay: Hyperparameter = 0.9) -> optax.GradientTransformationExtraArgs:
     """Subtract the moving average of past gradients: Friendly SAM's direction.
 
     What is left is the part of the gradient that is particular to this mini-batch::
@@ -183,11 +192,13 @@ def subtract_ema(decay: Hyperparameter = 0.9, sigma: Hyperparameter = 1.0) -> op
         m_t = decay * m_{t-1} + (1 - decay) * g_t        (m_0 = g_0)
 
     ``sigma = 0`` passes the gradient on unchanged. Under ``axis_name`` every group subtracts the same average, which is
-    updated with the gradient averaged over the groups.
+    updated with the gradient averaged over the groups. Behind another stage, ``g_t`` is what that stage makes of the
+    gradient.
 
     Args:
-      decay: weight of the past in the average, in [0, 1) (FSAM's code: 0.9); a number, a schedule or a traced value.
-      sigma: share of the average that is subtracted, dimensionless (FSAM's paper: 1); likewise.
+      sigma: share of the average that is subtracted, dimensionless (FSAM's paper: 1); a number, a schedule or a traced
+        value.
+      decay: weight of the past in the average, in [0, 1) (FSAM's code: 0.9); likewise.
 
     Returns:
       An ascent stage, to be chained before :func:`scale_to_norm` or :func:`scale_to_adaptive_norm`.
@@ -205,13 +216,13 @@ def subtract_ema(decay: Hyperparameter = 0.9, sigma: Hyperparameter = 1.0) -> op
     .. note::
       The average starts at the first gradient, as in the released code, rather than at zero with a bias correction.
     """
-    check_hyperparameter("decay", decay, "[0, 1)")
     check_hyperparameter("sigma", sigma)
+    check_hyperparameter("decay", decay, "[0, 1)")
 
     def init_fn(params: optax.Params) -> SubtractEmaState:
         step = jnp.zeros([], jnp.int32)
         return SubtractEmaState(
-            step, value_at("decay", decay, step), value_at("sigma", sigma, step), _zero_average(params)
+            step, value_at("sigma", sigma, step), value_at("decay", decay, step), zeros_like(params)
         )
 
     def update_fn(
@@ -219,18 +230,19 @@ def subtract_ema(decay: Hyperparameter = 0.9, sigma: Hyperparameter = 1.0) -> op
         state: SubtractEmaState,
         params: optax.Params | None = None,
         *,
-        averaged_grads: optax.Updates | None = None,
+        mean_over_groups: Callable[[optax.Updates], optax.Updates] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SubtractEmaState]:
         del params, extra_args
+        check_state("subtract_ema", state, SubtractEmaState)
         g = widen(updates)
-        averaged = g if averaged_grads is None else averaged_grads
-        decay_now = value_at("decay", decay, state.step)
         sigma_now = value_at("sigma", sigma, state.step)
+        decay_now = value_at("decay", decay, state.step)
         # The average is zero before the first step, so the first direction is the gradient itself.
         direction = jax.tree.map(lambda x, m: x - sigma_now.astype(x.dtype) * m.astype(x.dtype), g, state.ema)
-        ema = _next_average(state.step, state.ema, averaged, decay_now, 1 - decay_now)
-        return direction, SubtractEmaState(optax.safe_increment(state.step), decay_now, sigma_now, ema)
+        mean = g if mean_over_groups is None else mean_over_groups(g)
+        ema = _next_average(state.step, state.ema, mean, decay_now, 1 - decay_now)
+        return direction, SubtractEmaState(optax.safe_increment(state.step), sigma_now, decay_now, ema)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -279,22 +291,23 @@ def follow_ema(theta: Hyperparameter = 0.9) -> optax.GradientTransformationExtra
 
     def init_fn(params: optax.Params) -> FollowEmaState:
         step = jnp.zeros([], jnp.int32)
-        return FollowEmaState(step, value_at("theta", theta, step), _zero_average(params))
+        return FollowEmaState(step, value_at("theta", theta, step), zeros_like(params))
 
     def update_fn(
         updates: optax.Updates,
         state: FollowEmaState,
         params: optax.Params | None = None,
         *,
-        averaged_grads: optax.Updates | None = None,
+        mean_over_groups: Callable[[optax.Updates], optax.Updates] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, FollowEmaState]:
         del params, extra_args
+        check_state("follow_ema", state, FollowEmaState)
         g = widen(updates)
-        averaged = g if averaged_grads is None else averaged_grads
         theta_now = value_at("theta", theta, state.step)
-        direction = _next_average(state.step, state.ema, g, 1 - theta_now, theta_now)
-        ema = _next_average(state.step, state.ema, averaged, 1 - theta_now, theta_now)
+        direction = ema = _next_average(state.step, state.ema, g, 1 - theta_now, theta_now)
+        if mean_over_groups is not None:
+            ema = _next_average(state.step, state.ema, mean_over_groups(g), 1 - theta_now, theta_now)
         return direction, FollowEmaState(optax.safe_increment(state.step), theta_now, ema)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -302,11 +315,9 @@ def follow_ema(theta: Hyperparameter = 0.9) -> optax.GradientTransformationExtra
 
 def _radius(rho: Hyperparameter, step: jax.Array) -> jax.Array:
     # A schedule that falls to 0 may end a rounding error below it under jit, which would turn the ascent round.
-    return jnp.maximum(value_at("rho", rho, step), 0)
-
-
-def _zero_average(params: optax.Params) -> optax.Params:
-    return jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), wide_dtype(p)), params)
+    # Not jnp.maximum, whose derivative at 0 is a half.
+    value = value_at("rho", rho, step)
+    return jnp.where(value < 0, 0, value)
 
 
 def _next_average(

@@ -1,10 +1,12 @@
 """Descent stages: perturbed gradient -> update.
 
 Each is an Optax transformation that acts on ``h``, the gradient at ``w + eps``, and receives ``g``, the gradient at
-``w``, as the extra argument ``unperturbed_grads``. Where the two are compared, they are compared in float32 (float64
-where the gradients are); the update leaves in the dtype of ``h``.
+``w``, as the extra argument ``unperturbed_grads``, of which it takes the leaves that it sees: ``optax.masked`` and
+``optax.partition`` may stand around it. Where the two are compared, they are compared in float32 (float64 where the
+gradients are); the update leaves in the dtype of ``h``.
 """
 
+import functools
 import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,13 +15,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from saner_jax._checks import brief, check_state, check_tree
 from saner_jax._hyperparameters import Hyperparameter, check_hyperparameter, value_at
-from saner_jax._leaves import PyTree, cast_like, inner_product, multiply, scale_to, select_leaves, widen
+from saner_jax._leaves import (
+    PyTree,
+    cast_like,
+    cut_like,
+    divide,
+    leafwise,
+    only_selected,
+    put_back,
+    scaled_norm,
+    scaled_product,
+    select_leaves,
+    unit_scale,
+    widen,
+)
 from saner_jax._masks import is_downweighted, leaf_keys, shuffle
-
-
-class Reweighting(optax.GradientTransformationExtraArgs):
-    """A descent stage that acts on elements by their ratio ``r = h / g``; the monitored share is taken before it."""
 
 
 class SubtractOrthogonalState(NamedTuple):
@@ -41,7 +53,8 @@ def subtract_orthogonal(alpha: Hyperparameter) -> optax.GradientTransformationEx
 
     with global inner products. Stepping against ``-g_perp`` raises the loss at ``w`` a little without touching, to
     first order, the loss at ``w + eps``, so the gap between the two closes. ``alpha = 0`` is the identity. A zero ``h``
-    leaves ``g_perp = g``.
+    leaves ``g_perp = g``. The projection is right for every finite gradient, also where ``||h||^2`` would overflow or
+    underflow.
 
     Args:
       alpha: share of the orthogonal part, dimensionless (GSAM's code: 0.4 for CIFAR); a number, a schedule or a traced
@@ -80,13 +93,14 @@ def subtract_orthogonal(alpha: Hyperparameter) -> optax.GradientTransformationEx
         **extra_args: Any,
     ) -> tuple[optax.Updates, SubtractOrthogonalState]:
         del params, extra_args
-        h, g = widen(updates), widen(_require(unperturbed_grads, "subtract_orthogonal"))
+        check_state("subtract_orthogonal", state, SubtractOrthogonalState)
+        h = widen(updates)
+        g = cast_like(require_unperturbed("subtract_orthogonal", updates, unperturbed_grads), h)
         alpha_now = value_at("alpha", alpha, state.step)
-        # The unit vector first: ||h||^2 would underflow for norms that ||h|| still holds.
-        unit = scale_to(h, optax.tree.norm(h), jnp.ones([]))
-        parallel = multiply(unit, inner_product(g, unit))
-        orthogonal = multiply(jax.tree.map(jnp.subtract, g, parallel), alpha_now)
-        corrected = jax.tree.map(jnp.subtract, h, orthogonal)
+        scale = unit_scale(h)
+        along = divide(scaled_product(h, g, scale), scaled_norm(h, scale) ** 2) * scale
+
+        corrected = jax.tree.map(functools.partial(_less_orthogonal, alpha_now, along), h, g)
         return cast_like(corrected, updates), SubtractOrthogonalState(optax.safe_increment(state.step), alpha_now)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -103,6 +117,7 @@ class DownweightState(NamedTuple):
 
 def downweight(
     alpha: Hyperparameter,
+    *,
     mask: PyTree | None = None,
     where: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -131,8 +146,9 @@ def downweight(
       A descent stage; as ``reweight=`` of the aliases it is SANER on that method.
 
     Raises:
-      ValueError: update is called without ``unperturbed_grads``; the mask has another structure than params.
-      TypeError: the mask holds something other than bools; where is not a function.
+      ValueError: update is called without ``unperturbed_grads``; the mask has another structure than params; where
+        returns another shape.
+      TypeError: the mask holds something other than bools; where is not a function, or returns something else.
 
     Example:
       >>> stage = saner_jax.downweight(0.5)
@@ -156,8 +172,9 @@ def downweight(
     """
     check_hyperparameter("alpha", alpha)
     if where is not None and not callable(where):
-        raise TypeError(f"where must be a function of h and g that returns bools, such as is_turned, got {where!r}.")
-    chosen = is_downweighted if where is None else where
+        raise TypeError(
+            f"where must be a function of h and g that returns bools, such as is_turned, got {brief(where)}."
+        )
 
     def init_fn(params: optax.Params) -> DownweightState:
         del params
@@ -173,12 +190,13 @@ def downweight(
         **extra_args: Any,
     ) -> tuple[optax.Updates, DownweightState]:
         del extra_args
+        check_state("downweight", state, DownweightState)
         alpha_now = value_at("alpha", alpha, state.step)
-        g = _require(unperturbed_grads, "downweight")
-        updates = _replace(chosen, _damped(alpha_now), updates, g, params, mask)
+        g = require_unperturbed("downweight", updates, unperturbed_grads)
+        updates = _replace(functools.partial(_damp, alpha_now), updates, g, params, mask, where=where)
         return updates, DownweightState(optax.safe_increment(state.step), alpha_now)
 
-    return Reweighting(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 class DownweightRandomState(NamedTuple):
@@ -193,7 +211,7 @@ class DownweightRandomState(NamedTuple):
 
 
 def downweight_random(
-    alpha: Hyperparameter, seed: int | jax.Array = 0, mask: PyTree | None = None
+    alpha: Hyperparameter, *, seed: jax.typing.ArrayLike = 0, mask: PyTree | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Damp as many elements as :func:`downweight` does, at random places: the control for SANER's choice of elements.
 
@@ -252,20 +270,18 @@ def downweight_random(
         **extra_args: Any,
     ) -> tuple[optax.Updates, DownweightRandomState]:
         del extra_args
+        check_state("downweight_random", state, DownweightRandomState)
         alpha_now = value_at("alpha", alpha, state.step)
-        g = _require(unperturbed_grads, "downweight_random")
+        g = require_unperturbed("downweight_random", updates, unperturbed_grads)
         keys = leaf_keys(jax.random.fold_in(jax.random.key(state.seed), state.step), updates)
 
-        def elsewhere(h: jax.Array, g: jax.Array, key: jax.Array) -> jax.Array:
-            return shuffle(key, is_downweighted(h, g))
-
-        updates = _replace(elsewhere, _damped(alpha_now), updates, g, params, mask, keys)
+        updates = _replace(functools.partial(_damp_at_random, alpha_now), updates, g, params, mask, keys)
         return updates, DownweightRandomState(optax.safe_increment(state.step), alpha_now, state.seed)
 
-    return Reweighting(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def restore_downweighted(mask: PyTree | None = None) -> optax.GradientTransformationExtraArgs:
+def restore_downweighted(*, mask: PyTree | None = None) -> optax.GradientTransformationExtraArgs:
     """Put the unperturbed gradient back where the perturbation shrank it: the descent of SGD-D.
 
     ::
@@ -310,19 +326,22 @@ def restore_downweighted(mask: PyTree | None = None) -> optax.GradientTransforma
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
-        g = _require(unperturbed_grads, "restore_downweighted")
-        return _replace(is_downweighted, lambda h, g: g, updates, g, params, mask), state
+        g = require_unperturbed("restore_downweighted", updates, unperturbed_grads)
+        return _replace(_restore, updates, g, params, mask), state
 
-    return Reweighting(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _require(unperturbed_grads: optax.Updates | None, stage: str) -> optax.Updates:
+def require_unperturbed(stage: str, updates: optax.Updates, unperturbed_grads: optax.Updates | None) -> optax.Updates:
+    """Return the leaves of ``unperturbed_grads`` that ``updates`` has."""
     if unperturbed_grads is None:
         raise ValueError(
-            f"{stage} compares two gradients and received one: give it to sharpness_aware as a descent stage, or pass "
-            "unperturbed_grads to update."
+            f"{stage} compares two gradients and received one: give it to sharpness_aware as a descent stage (in no "
+            "wrapper that drops extra arguments), or pass unperturbed_grads to update."
         )
-    return unperturbed_grads
+    g = cut_like(unperturbed_grads, updates)
+    check_tree("unperturbed_grads", g, "the gradient", updates, "floating")
+    return g
 
 
 def _check_seed(seed: Any) -> None:
@@ -331,29 +350,49 @@ def _check_seed(seed: Any) -> None:
         if not 0 <= int(seed) < 2**32:
             raise ValueError(f"seed must be at least 0 and below 2**32, got {seed}.")
     elif not (hasattr(seed, "dtype") and jnp.issubdtype(seed.dtype, jnp.integer) and seed.shape == ()):
-        raise TypeError(f"seed must be an integer, got {seed!r}.")
+        raise TypeError(f"seed must be an integer, got {brief(seed)}.")
 
 
-def _damped(alpha: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    return lambda h, g: (1 - alpha).astype(h.dtype) * h
+# One expression of h and g: neither a unit vector nor g_perp is kept as a tree of its own.
+@leafwise
+def _less_orthogonal(alpha: jax.Array, along: jax.Array, h: jax.Array, g: jax.Array) -> jax.Array:
+    return h - alpha.astype(h.dtype) * (g - along.astype(h.dtype) * h)
+
+
+@leafwise
+def _damp(alpha: jax.Array, h: jax.Array, g: jax.Array, chosen: jax.Array | None = None) -> jax.Array:
+    chosen = is_downweighted(h, g) if chosen is None else chosen
+    return jnp.where(chosen, (1 - alpha).astype(h.dtype) * h, h)
+
+
+@leafwise
+def _damp_at_random(alpha: jax.Array, h: jax.Array, g: jax.Array, key: jax.Array) -> jax.Array:
+    return _damp(alpha, h, g, shuffle(key, is_downweighted(h, g)))
+
+
+@leafwise
+def _restore(h: jax.Array, g: jax.Array) -> jax.Array:
+    return jnp.where(is_downweighted(h, g), g, h)
 
 
 def _replace(
-    where: Callable[..., jax.Array],
-    replacement: Callable[[jax.Array, jax.Array], jax.Array],
+    leaf: Callable[..., jax.Array],
     updates: PyTree,
     unperturbed_grads: PyTree,
     params: PyTree | None,
     mask: PyTree | None,
     *more: PyTree,
+    where: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> PyTree:
-    """Replace, in the leaves that ``mask`` selects, the elements where ``where(h, g, *more)`` is True.
-
-    The other elements pass bit for bit.
-    """
-
-    def leaf(h: jax.Array, g: jax.Array, selected: bool, *more: Any) -> jax.Array:
-        return jnp.where(where(h, g, *more), replacement(h, g), h) if selected else h
-
-    selected = select_leaves("mask", True if mask is None else mask, updates if params is None else params)
-    return cast_like(jax.tree.map(leaf, widen(updates), widen(unperturbed_grads), selected, *more), updates)
+    """Replace the leaves that ``mask`` selects by ``leaf(h, g, *more)``, to which ``where(h, g)`` is added if given."""
+    h = widen(updates)
+    trees = (h, cast_like(unperturbed_grads, h), *more)
+    if mask is not None:
+        selected = select_leaves("mask", mask, updates if params is None else params)
+        trees = tuple(only_selected(selected, tree) for tree in trees)
+    if where is not None:
+        chosen = jax.tree.map(where, *trees[:2])
+        check_tree("what where returns", chosen, "the gradient", trees[0], "bool")
+        trees = (*trees, chosen)
+    replaced = jax.tree.map(leaf, *trees)
+    return cast_like(replaced if mask is None else put_back(replaced, h), updates)

@@ -5,10 +5,14 @@ quotient would need a guard that flips signs near zero and a product underflows.
 because accelerators flush them.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from saner_jax._leaves import PyTree
+from saner_jax._leaves import PyTree, leafwise
 
 
 def is_turned(h: jax.Array, g: jax.Array) -> jax.Array:
@@ -36,8 +40,7 @@ def is_turned(h: jax.Array, g: jax.Array) -> jax.Array:
       Luong et al., `Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting
       <https://arxiv.org/abs/2411.17132>`_, 2026.
     """
-    tiny = _tiny(h)
-    return ((h >= tiny) & (g <= -tiny)) | ((h <= -tiny) & (g >= tiny))
+    return _turned(h, g)
 
 
 def is_downweighted(h: jax.Array, g: jax.Array) -> jax.Array:
@@ -65,8 +68,7 @@ def is_downweighted(h: jax.Array, g: jax.Array) -> jax.Array:
       Luong et al., `Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting
       <https://arxiv.org/abs/2411.17132>`_, 2026, figure 2 (their share).
     """
-    tiny = _tiny(h)
-    return ((h >= tiny) & (h < g)) | ((h <= -tiny) & (h > g))
+    return _between_zero_and(h, g)
 
 
 def is_grown(h: jax.Array, g: jax.Array) -> jax.Array:
@@ -94,18 +96,20 @@ def is_grown(h: jax.Array, g: jax.Array) -> jax.Array:
       Luong et al., `Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting
       <https://arxiv.org/abs/2411.17132>`_, 2026.
     """
-    tiny = _tiny(h)
-    return ((g >= tiny) & (h > g)) | ((g <= -tiny) & (h < g))
+    return _between_zero_and(g, h)
 
 
-def shares(mask: PyTree) -> tuple[jax.Array, jax.Array]:
-    """Return the share of True in all elements, of shape (), and in each leaf, of shape (leaves,); float."""
+def shares(where: Callable[[jax.Array, jax.Array], jax.Array], h: PyTree, g: PyTree) -> tuple[jax.Array, jax.Array]:
+    """Return the share of ``where(h, g)`` in all elements, of shape (), and in each leaf, of shape (leaves,); float."""
     dtype = jnp.result_type(float)
-    leaves = jax.tree.leaves(mask)
+    pairs = list(zip(jax.tree.leaves(h), jax.tree.leaves(g), strict=True))
+    if not pairs:
+        return jnp.zeros([], dtype), jnp.zeros([0], dtype)
     # Counted as integers: a float32 count stops at 2**24.
-    counts = jnp.array([jnp.count_nonzero(leaf) for leaf in leaves], dtype)
-    sizes = jnp.array([leaf.size for leaf in leaves], dtype)
-    return jnp.sum(counts) / jnp.maximum(jnp.sum(sizes), 1), counts / jnp.maximum(sizes, 1)
+    counts = jnp.stack([_count(where, *pair) for pair in pairs]).astype(dtype)
+    sizes = [leaf.size for leaf, _ in pairs]
+    per_leaf = counts / jnp.asarray([max(size, 1) for size in sizes], dtype)
+    return jnp.sum(counts) / max(sum(sizes), 1), per_leaf
 
 
 def leaf_keys(key: jax.Array, tree: PyTree) -> PyTree:
@@ -121,11 +125,37 @@ def shuffle(key: jax.Array, mask: jax.Array) -> jax.Array:
     several times faster than ``jax.random.permutation``, which sorts pairs, and large arrays twice. Equal numbers (31
     bits are drawn) are rare, and then only the order of two neighbours is settled by the bool.
     """
+    whole, out_sharding = _gathered(mask)
     bits = jax.random.bits(key, (mask.size,), jnp.uint32)
-    carrying = (bits & ~jnp.uint32(1)) | mask.ravel().astype(jnp.uint32)
-    shuffled: jax.Array = jnp.sort(carrying, stable=False) & 1
-    return shuffled.astype(bool).reshape(mask.shape)
+    carrying = (bits & ~jnp.uint32(1)) | whole.ravel().astype(jnp.uint32)
+    shuffled = (jnp.sort(carrying, stable=False) & 1).astype(bool).reshape(mask.shape)
+    return shuffled if out_sharding is None else _reshard(shuffled, out_sharding)
 
 
-def _tiny(x: jax.Array) -> float:
-    return float(jnp.finfo(x.dtype).tiny)  # type: ignore[no-untyped-call]
+def _gathered(x: jax.Array) -> tuple[jax.Array, Any]:
+    """Replicate an array whose sharding is part of its type, and return what it was; the compiler sees to others."""
+    sharding: Any = jax.typeof(x).sharding
+    if all(axis is None for axis in sharding.spec):
+        return x, None
+    return _reshard(x, sharding.update(spec=(None,) * x.ndim)), sharding
+
+
+def _reshard(x: jax.Array, sharding: Any) -> jax.Array:
+    return jax.sharding.reshard(x, sharding)  # type: ignore[no-untyped-call,no-any-return]
+
+
+@leafwise
+def _between_zero_and(x: jax.Array, bound: jax.Array) -> jax.Array:
+    tiny = float(jnp.finfo(x.dtype).tiny)  # type: ignore[no-untyped-call]
+    return ((x >= tiny) & (x < bound)) | ((x <= -tiny) & (x > bound))
+
+
+@leafwise
+def _turned(h: jax.Array, g: jax.Array) -> jax.Array:
+    tiny = float(jnp.finfo(h.dtype).tiny)  # type: ignore[no-untyped-call]
+    return ((h >= tiny) & (g <= -tiny)) | ((h <= -tiny) & (g >= tiny))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _count(where: Callable[[jax.Array, jax.Array], jax.Array], h: jax.Array, g: jax.Array) -> jax.Array:
+    return jnp.count_nonzero(where(h, g))

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from saner_jax._hyperparameters import check_hyperparameter
+from saner_jax._checks import brief
+from saner_jax._hyperparameters import as_float, check_number
 
 
-def alpha_ramp(alpha: float, steps: int, steps_per_epoch: int | None = None) -> optax.Schedule:
+def alpha_ramp(
+    alpha: jax.typing.ArrayLike, steps: jax.typing.ArrayLike, *, steps_per_epoch: jax.typing.ArrayLike | None = None
+) -> optax.Schedule:
     """Raise alpha linearly from 0 to its final value, then hold it.
 
     Early in training the network has not begun to memorize and every element of the gradient is wanted; the paper
@@ -22,15 +25,16 @@ def alpha_ramp(alpha: float, steps: int, steps_per_epoch: int | None = None) -> 
         alpha(step) = alpha * min((step // steps_per_epoch + 1) * steps_per_epoch / steps, 1)
 
     Args:
-      alpha: final value, dimensionless (paper: 0.5); negative values are legal.
-      steps: length of the ramp in optimizer steps (paper: 50 epochs of 390 steps).
+      alpha: final value, dimensionless (paper: 0.5); negative values are legal; a number or a traced value.
+      steps: length of the ramp in optimizer steps (paper: 50 epochs of 390 steps); likewise.
       steps_per_epoch: length of a tread of the staircase in steps; None for the straight ramp.
 
     Returns:
       A schedule: step, counted from 0, to a scalar.
 
     Raises:
-      ValueError: ``steps`` or ``steps_per_epoch`` is not positive.
+      ValueError: alpha is not finite; ``steps`` or ``steps_per_epoch`` is not positive.
+      TypeError: one of them is not a number: a schedule has no final value to rise to.
 
     Example:
       >>> ramp = saner_jax.alpha_ramp(0.5, steps=50 * 390)
@@ -44,22 +48,28 @@ def alpha_ramp(alpha: float, steps: int, steps_per_epoch: int | None = None) -> 
       `Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting
       <https://arxiv.org/abs/2411.17132>`_, training protocol of the experiments.
     """
-    check_hyperparameter("alpha", alpha)
-    for name, value in (("steps", steps), ("steps_per_epoch", steps_per_epoch)):
-        if isinstance(value, numbers.Real) and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}; for a constant alpha pass the number itself.")
+    check_number("alpha", alpha)
+    check_number("steps", steps, "(0, inf)")
+    if steps_per_epoch is not None:
+        check_number("steps_per_epoch", steps_per_epoch, "(0, inf)")
 
-    def schedule(step: jax.Array | int) -> jax.Array:
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(step)
         if steps_per_epoch is not None:
-            step = (step // steps_per_epoch + 1) * steps_per_epoch
+            tread = jnp.asarray(steps_per_epoch, step.dtype)
+            step = (step // tread + 1) * tread
         # A quotient of int32 would be float32, also where floats are float64.
-        return alpha * jnp.minimum(jnp.asarray(step, jnp.result_type(float)) / steps, 1)
+        return as_float(alpha) * jnp.minimum(as_float(step) / as_float(steps), 1)
 
     return schedule
 
 
 def rho_from_learning_rate(
-    learning_rate: optax.Schedule, lr_min: float, lr_max: float, rho_min: float, rho_max: float
+    learning_rate: optax.Schedule,
+    lr_min: jax.typing.ArrayLike,
+    lr_max: jax.typing.ArrayLike,
+    rho_min: jax.typing.ArrayLike,
+    rho_max: jax.typing.ArrayLike,
 ) -> optax.Schedule:
     """Let rho follow a learning-rate schedule linearly.
 
@@ -71,7 +81,7 @@ def rho_from_learning_rate(
 
     Args:
       learning_rate: the schedule that the optimizer uses.
-      lr_min: learning rate at which rho is ``rho_min``.
+      lr_min: learning rate at which rho is ``rho_min``; a number or a traced value, as the following.
       lr_max: learning rate at which rho is ``rho_max``.
       rho_min: radius at ``lr_min``, in the unit of the weights (GSAM's paper: 0.01 for ResNets on ImageNet).
       rho_max: radius at ``lr_max`` (GSAM's paper: 0.04).
@@ -80,7 +90,7 @@ def rho_from_learning_rate(
       A schedule for the ``rho`` of any method.
 
     Raises:
-      TypeError: ``learning_rate`` is not a schedule.
+      TypeError: ``learning_rate`` is not a schedule, or another argument not a number.
       ValueError: ``lr_max`` does not exceed ``lr_min``, or a rho is negative.
 
     Example:
@@ -94,16 +104,21 @@ def rho_from_learning_rate(
       <https://arxiv.org/abs/2203.08065>`_, 2022, section 4.1.
     """
     if not callable(learning_rate):
-        raise TypeError(f"learning_rate must be a schedule, got {learning_rate!r}; a constant needs a constant rho.")
-    if not lr_max > lr_min:
+        raise TypeError(
+            f"learning_rate must be a schedule, got {brief(learning_rate)}; a constant needs a constant rho."
+        )
+    check_number("lr_min", lr_min)
+    check_number("lr_max", lr_max)
+    if isinstance(lr_min, numbers.Real) and isinstance(lr_max, numbers.Real) and not lr_max > lr_min:
         raise ValueError(f"lr_max must exceed lr_min, got lr_min={lr_min} and lr_max={lr_max}.")
-    check_hyperparameter("rho_min", rho_min, "[0, inf)")
-    check_hyperparameter("rho_max", rho_max, "[0, inf)")
+    check_number("rho_min", rho_min, "[0, inf)")
+    check_number("rho_max", rho_max, "[0, inf)")
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
-        fraction = jnp.clip((learning_rate(step) - lr_min) / (lr_max - lr_min), 0, 1)
-        rho = rho_min + (rho_max - rho_min) * fraction
+        lr, lowest, highest = (as_float(x) for x in (learning_rate(step), lr_min, lr_max))
+        start, end = as_float(rho_min), as_float(rho_max)
+        rho = start + (end - start) * jnp.clip((lr - lowest) / (highest - lowest), 0, 1)
         # Once more: rounding may leave the interval by a digit.
-        return jnp.clip(rho, jnp.minimum(rho_min, rho_max), jnp.maximum(rho_min, rho_max))
+        return jnp.clip(rho, jnp.minimum(start, end), jnp.maximum(start, end))
 
     return schedule

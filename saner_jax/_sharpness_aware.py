@@ -1,43 +1,18 @@
 """The wrapper: an ascent stage, the one call of ``grad_fn`` at the perturbed weights, the descent stages."""
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from saner_jax._descent import Reweighting
-from saner_jax._leaves import (
-    PyTree,
-    cast_like,
-    check_floating,
-    check_same_tree,
-    cosine,
-    inner_product,
-    select_leaves,
-    widen,
-)
-from saner_jax._masks import is_downweighted, shares
+from saner_jax._checks import brief, check_floating, check_state, check_tree, same_structure
+from saner_jax._leaves import PyTree, cast_like, distance, select_leaves, varying_axes, widen
+from saner_jax._monitor import Monitored, find_monitored, observe_gradients
 
-AxisName = str | tuple[str, ...]
-
-
-class Monitored(NamedTuple):
-    """What only the optimizer sees, from the last step (zeros before the first); float arrays."""
-
-    downweighted_share: jax.Array
-    """Share of all elements with ``0 < h / g < 1``, of shape ()."""
-    downweighted_share_per_leaf: jax.Array
-    """The same share in each leaf, in the order of ``jax.tree.leaves(params)``, of shape (number of leaves,)."""
-    cosine: jax.Array
-    """Cosine of ``g`` and ``h``, of shape (); 0 where either is zero."""
-    gradient_norm: jax.Array
-    """L2 norm of ``g``, of shape ()."""
-    perturbed_gradient_norm: jax.Array
-    """L2 norm of ``h`` as it came from ``grad_fn``, of shape ()."""
-    perturbation_norm: jax.Array
-    """L2 norm of ``eps``, of shape (); under ``axis_name`` its mean over the groups."""
+AxisName = Hashable | tuple[Hashable, ...]
 
 
 class SharpnessAwareState(NamedTuple):
@@ -46,9 +21,12 @@ class SharpnessAwareState(NamedTuple):
     ascent: optax.OptState
     """State of the ascent stage."""
     descent: tuple[optax.OptState, ...]
-    """States of the descent stages, in their order."""
-    monitored: Monitored | None
-    """The monitored scalars, or None where they were not asked for."""
+    """States of the descent stages, in their order, with that of :func:`observe_gradients` among them."""
+
+    @property
+    def monitored(self) -> Monitored | None:
+        """The state of the first :func:`observe_gradients` among the descent stages, None where there is none."""
+        return find_monitored(self.descent)
 
 
 def sharpness_aware(
@@ -76,17 +54,20 @@ def sharpness_aware(
 
     Args:
       ascent: any Optax transformation from ``g`` to ``eps``, with ascending sign; chain several with ``optax.chain``.
-        A stage with a state must form it from the extra argument ``averaged_grads``, the gradient averaged over
-        ``axis_name``, so that groups do not differ; those of this package do.
+        Under ``axis_name`` it receives the extra argument ``mean_over_groups``, a function that averages a tree over
+        the groups: what a stage keeps of its input it must average first, so that groups do not differ; those of this
+        package do.
       *descent: Optax transformations that act on ``h`` in order, with ``g`` as the extra argument
-        ``unperturbed_grads``.
-      axis_name: name (or names) of a mapped axis of ``jax.vmap``, ``jax.pmap`` or ``jax.shard_map`` whose members are
-        groups of one batch: each perturbs along its own gradient (m-SAM), then ``g`` and ``h`` are averaged over the
-        axis, and descent stages see the averages. None for one perturbation of the whole batch.
+        ``unperturbed_grads``. (What :func:`observe_gradients` needs beside it is there as well: ``perturbed_grads``,
+        ``h`` as ``grad_fn`` returned it, and ``perturbation_norm``, a function that computes the norm.)
+      axis_name: name (or tuple of names, not integers) of a mapped axis of ``jax.vmap``, ``jax.pmap`` or
+        ``jax.shard_map`` whose members are groups of one batch: each perturbs along its own gradient (m-SAM), then
+        ``g`` and ``h`` are averaged over the axis, and descent stages see the averages. None for one perturbation of
+        the whole batch.
       perturb_mask: leaves that are perturbed, and over which an ascent stage takes its norm: pytree of bools (or a
         prefix of one), or a function of params; None for all.
-      monitor: whether the state carries :class:`Monitored` from the last step. The share of down-weighted elements is
-        taken on what enters the reweighting stage, or on the final gradient where there is none.
+      monitor: whether :func:`observe_gradients` stands before the descent stages, whose :class:`Monitored` is then
+        ``state.monitored``. Elsewhere among the stages, put it there by hand.
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own. bfloat16 weights swallow most
         of a small ``eps``: with ``jnp.float32`` the perturbed point is exact and ``h`` is cast back to the dtype of
         ``g``.
@@ -96,9 +77,11 @@ def sharpness_aware(
 
     Raises:
       TypeError: a stage is not an Optax transformation; ``grad_fn`` is missing, or returns a pair or another dtype than
-        ``g``; params are not floating-point; a mask holds something other than bools.
-      ValueError: params are missing or masked out by ``optax.masked``; ``grad_fn`` returns another structure or other
-        shapes than ``g``; ``axis_name`` is not bound, or ``g`` was already summed over it.
+        ``g``; params are not floating-point; the state is of another method; a mask holds something other than bools;
+        ``axis_name`` is an integer; ``perturbed_dtype`` is no float.
+      ValueError: params are missing or masked out by ``optax.masked``; ``grad_fn`` or a stage returns another structure
+        or other shapes than ``g``; a stage, or what stands before this one in a chain, takes a second gradient itself;
+        ``axis_name`` is not bound, or ``g`` was already summed over it.
 
     Example:
       >>> tx = optax.chain(
@@ -116,15 +99,18 @@ def sharpness_aware(
       <https://arxiv.org/abs/2010.01412>`_, 2021, equation 3 and, for m-SAM, section 4.1.
     """
     ascent = _stage("ascent", ascent)
-    descent = tuple(_stage(f"descent stage {i}", stage) for i, stage in enumerate(descent))
+    named = [(f"descent stage {i}", stage) for i, stage in enumerate(descent)]
+    if monitor:
+        named = [("observe_gradients", observe_gradients()), *named]
+    stages = [(name, _stage(name, stage)) for name, stage in named]
+    axes = _axis_names(axis_name)
+    dtype = _perturbed_dtype(perturbed_dtype)
 
     def init_fn(params: optax.Params) -> SharpnessAwareState:
         check_floating("params", params)
         wide = widen(params)
         return SharpnessAwareState(
-            ascent=ascent.init(wide),
-            descent=tuple(stage.init(wide) for stage in descent),
-            monitored=_nothing_monitored(params) if monitor else None,
+            ascent=_init("ascent", ascent, wide), descent=tuple(_init(name, stage, wide) for name, stage in stages)
         )
 
     def update_fn(
@@ -135,89 +121,165 @@ def sharpness_aware(
         grad_fn: Callable[[optax.Params], optax.Updates] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
-        if grad_fn is None:
-            raise TypeError(
-                "grad_fn is missing: call update(grads, state, params, grad_fn=grad_fn), where grad_fn maps params "
-                "to the gradient of the same batch."
-            )
-        if not callable(grad_fn):
-            raise TypeError(f"grad_fn must be a function of params, got {type(grad_fn).__name__}.")
-        if params is None:
-            raise ValueError(
-                "params are missing: the gradient is taken again at perturbed params; pass them to update."
-            )
-        check_floating("params", params)
-        check_floating("the gradient", updates)
-        check_same_tree("the gradient", updates, "params", params, dtypes=False)
-        if axis_name is not None:
-            _check_groups("the gradient", updates, axis_name)
+        _check_call(updates, state, params, grad_fn, len(stages))
+        _check_groups("the gradient", updates, axes)
+        wide_params, group_g = widen(params), widen(updates)
+        g = _mean(group_g, axes)
 
-        wide_params = widen(params)
-        group_g = widen(updates)
-        g = _mean(group_g, axis_name)
-
-        perturbed_leaves = select_leaves("perturb_mask", True if perturb_mask is None else perturb_mask, params)
-        eps, ascent_state = ascent.update(
-            _keep(perturbed_leaves, group_g),
-            state.ascent,
-            wide_params,
-            **(extra_args | {"averaged_grads": _keep(perturbed_leaves, g)}),
-        )
-        check_same_tree("the perturbation of the ascent stage", eps, "params", params, dtypes=False)
-        # Once more: a stage may make something of a zero gradient.
-        eps = _keep(perturbed_leaves, eps)
-
-        h = grad_fn(_perturb(params, wide_params, eps, perturbed_dtype))
-        _check_perturbed_gradient(h, updates, perturbed_dtype)
-        if axis_name is not None:
-            _check_groups("the gradient that grad_fn returns", h, axis_name)
+        eps, ascent_state = _ascend(ascent, group_g, state.ascent, params, wide_params, perturb_mask, axes, extra_args)
+        perturbed = _perturb(params, wide_params, eps, dtype)
+        h = grad_fn(perturbed)  # type: ignore[misc]  # _check_call has seen that it is there.
+        _check_perturbed_gradient(h, updates, dtype)
+        _check_groups("the gradient that grad_fn returns", h, axes)
         # In the dtype of g first: a bfloat16 g against a finer h would differ by g's rounding alone.
-        h = _mean(widen(cast_like(h, updates)), axis_name)
+        h = _mean(widen(cast_like(h, updates)), axes)
 
-        corrected = h
-        enters_reweighting = None
-        descent_states = []
-        for stage, stage_state in zip(descent, state.descent, strict=True):
-            if isinstance(stage, Reweighting):
-                enters_reweighting = corrected
-            corrected, stage_state = stage.update(
-                corrected, stage_state, wide_params, **(extra_args | {"unperturbed_grads": g})
-            )
-            descent_states.append(stage_state)
+        def perturbation_norm() -> jax.Array:
+            # Of the points, which are there anyway: eps itself would have to be kept until now.
+            return _mean(distance(perturbed, wide_params), axes)  # type: ignore[no-any-return]
 
-        monitored = None
-        if monitor:
-            compared = corrected if enters_reweighting is None else enters_reweighting
-            monitored = _monitor(g, h, _mean(optax.tree.norm(eps), axis_name), compared)
-        return cast_like(corrected, updates), SharpnessAwareState(ascent_state, tuple(descent_states), monitored)
+        extra_args |= {"unperturbed_grads": g, "perturbed_grads": h, "perturbation_norm": _function(perturbation_norm)}
+        corrected, states = h, []
+        for (name, stage), stage_state in zip(stages, state.descent, strict=True):
+            corrected, stage_state = stage.update(corrected, stage_state, wide_params, **extra_args)
+            check_tree(f"what {name} returns", corrected, "the gradient", g, "floating")
+            corrected = cast_like(corrected, g)
+            states.append(stage_state)
+        emitted = cast_like(corrected, updates)
+        _remember(emitted, updates, grad_fn)
+        return emitted, SharpnessAwareState(ascent_state, tuple(states))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _stage(name: str, stage: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     if not isinstance(stage, optax.GradientTransformation):
-        raise TypeError(f"{name} must be an Optax transformation, such as scale_to_norm(0.1), got {stage!r}.")
+        raise TypeError(f"{name} must be an Optax transformation, such as scale_to_norm(0.1), got {brief(stage)}.")
     return optax.with_extra_args_support(stage)
+
+
+def _init(name: str, stage: optax.GradientTransformationExtraArgs, params: PyTree) -> optax.OptState:
+    state = stage.init(params)
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, SharpnessAwareState))
+    if any(isinstance(node, SharpnessAwareState) for node in nodes):
+        raise ValueError(
+            f"{name} is or holds a method that takes a second gradient itself: give sharpness_aware, and reweight, "
+            "stages such as scale_to_norm or downweight, not sam or saner."
+        )
+    return state
+
+
+def _axis_names(axis_name: AxisName | None) -> tuple[Hashable, ...]:
+    names = axis_name if isinstance(axis_name, tuple) else () if axis_name is None else (axis_name,)
+    for name in names:
+        # JAX takes an integer for a position, and would average over the elements of every leaf.
+        if isinstance(name, int) or not isinstance(name, Hashable):
+            raise TypeError(f"axis_name must be the name of a mapped axis or a tuple of names, got {brief(name)}.")
+    return names
+
+
+def _perturbed_dtype(dtype: jax.typing.DTypeLike | None) -> jnp.dtype | None:
+    if dtype is None:
+        return None
+    try:
+        resolved = jnp.dtype(dtype)
+    except TypeError:
+        resolved = jnp.dtype(bool)
+    if not jnp.issubdtype(resolved, jnp.floating):
+        raise TypeError(f"perturbed_dtype must be a floating-point dtype, such as 'float32', got {brief(dtype)}.")
+    return resolved
+
+
+def _check_call(updates: PyTree, state: Any, params: PyTree, grad_fn: Any, stages: int) -> None:
+    """Raise if an argument of ``update`` is missing, or none of its kind."""
+    if grad_fn is None:
+        raise TypeError(
+            "grad_fn is missing: call update(grads, state, params, grad_fn=grad_fn), where grad_fn maps params "
+            "to the gradient of the same batch."
+        )
+    if not callable(grad_fn):
+        raise TypeError(f"grad_fn must be a function of params, got {type(grad_fn).__name__}.")
+    if params is None:
+        raise ValueError("params are missing: the gradient is taken again at perturbed params; pass them to update.")
+    check_state("sharpness_aware", state, SharpnessAwareState)
+    if len(state.descent) != stages:
+        raise ValueError(
+            f"the state is of another method: it has {len(state.descent)} descent stages where {stages} were expected; "
+            "call init of this optimizer, and keep what its update returns."
+        )
+    check_floating("params", params)
+    check_tree("the gradient", updates, "params", params, "floating")
+    if _was_emitted(updates, grad_fn):
+        raise ValueError(
+            "sharpness_aware must stand first in a chain, and only once: it takes the raw gradient, but received what "
+            "another sharpness_aware made of it."
+        )
+
+
+# The first leaf of the last update that the wrapper emitted, and for which grad_fn: two wrappers in one chain would
+# call it twice without a word, and nothing else tells an emitted gradient from a raw one.
+_last_emitted: tuple[Callable[[], Any], int] = (lambda: None, 0)
+
+
+def _remember(emitted: PyTree, updates: PyTree, grad_fn: Any) -> None:
+    global _last_emitted
+    leaves = jax.tree.leaves(emitted)
+    is_new = leaves and leaves[0] is not jax.tree.leaves(updates)[0]
+    _last_emitted = (weakref.ref(leaves[0]) if is_new else lambda: None, id(grad_fn))
+
+
+def _was_emitted(updates: PyTree, grad_fn: Any) -> bool:
+    leaf, of = _last_emitted
+    leaves = jax.tree.leaves(updates)
+    return bool(leaves) and leaves[0] is leaf() and of == id(grad_fn)
+
+
+def _ascend(
+    ascent: optax.GradientTransformationExtraArgs,
+    g: PyTree,
+    state: optax.OptState,
+    params: PyTree,
+    wide_params: PyTree,
+    perturb_mask: PyTree | None,
+    axes: tuple[Hashable, ...],
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, optax.OptState]:
+    """Return the perturbation, zero on the leaves that ``perturb_mask`` leaves out."""
+    if axes:
+        extra_args = extra_args | {"mean_over_groups": _function(lambda tree: _mean(tree, axes))}
+    if perturb_mask is None:
+        eps, state = ascent.update(g, state, wide_params, **extra_args)
+    else:
+        selected = select_leaves("perturb_mask", perturb_mask, params)
+        eps, state = ascent.update(_keep(selected, g), state, wide_params, **extra_args)
+    check_tree("what the ascent stage returns", eps, "params", params, "floating")
+    # Once more: a stage may make something of a zero gradient.
+    return eps if perturb_mask is None else _keep(selected, eps), state
 
 
 def _keep(selected: PyTree, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda keep, x: x if keep else jnp.zeros_like(x), selected, tree)
 
 
-def _mean(tree: PyTree, axis_name: AxisName | None) -> PyTree:
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)  # type: ignore[no-untyped-call]
+def _function(function: Callable[..., Any]) -> Any:
+    """Make a function an extra argument that no wrapper takes for a leaf, to be masked as one."""
+    return jax.tree_util.Partial(function)  # type: ignore[no-untyped-call]
 
 
-def _perturb(params: PyTree, wide_params: PyTree, eps: PyTree, perturbed_dtype: jax.typing.DTypeLike | None) -> PyTree:
-    perturbed = jax.tree.map(jnp.add, wide_params, eps)
+def _mean(tree: PyTree, axes: tuple[Hashable, ...]) -> PyTree:
+    return jax.lax.pmean(tree, axes) if axes else tree  # type: ignore[no-untyped-call]
+
+
+def _perturb(params: PyTree, wide_params: PyTree, eps: PyTree, perturbed_dtype: jnp.dtype | None) -> PyTree:
+    perturbed = jax.tree.map(jnp.add, wide_params, cast_like(eps, wide_params))
     if perturbed_dtype is None:
         return cast_like(perturbed, params)
     return jax.tree.map(lambda x: x.astype(perturbed_dtype), perturbed)
 
 
-def _check_groups(what: str, g: PyTree, axis_name: AxisName) -> None:
-    """Raise unless ``axis_name`` is bound and, where JAX tracks it, every leaf of ``g`` belongs to one group."""
-    for axis in (axis_name,) if isinstance(axis_name, str) else axis_name:
+def _check_groups(what: str, g: PyTree, axes: tuple[Hashable, ...]) -> None:
+    """Raise unless every axis is bound and, where JAX tracks it, every leaf of ``g`` belongs to one group."""
+    for axis in axes:
         try:
             index = jax.lax.axis_index(axis)
         except NameError as error:
@@ -226,10 +288,10 @@ def _check_groups(what: str, g: PyTree, axis_name: AxisName) -> None:
                 "axis of that name, or leave axis_name out."
             ) from error
         # Only shard_map with its default check tracks over which axes a value varies; elsewhere the set is empty.
-        if axis not in _varying_axes(index):
+        if axis not in varying_axes(index):
             continue
         for leaf in jax.tree.leaves(g):
-            if axis not in _varying_axes(leaf):
+            if axis not in varying_axes(leaf):
                 raise ValueError(
                     f"{what} does not vary over axis_name={axis!r}: inside jax.shard_map the gradient of replicated "
                     f"params is already summed over the axis; take it at jax.lax.pcast(params, {axis!r}, to='varying') "
@@ -237,35 +299,11 @@ def _check_groups(what: str, g: PyTree, axis_name: AxisName) -> None:
                 )
 
 
-def _varying_axes(x: jax.Array) -> frozenset[str]:
-    """Return the mapped axes over which JAX knows ``x`` to vary (the attribute was renamed by JAX 0.10)."""
-    aval: Any = jax.typeof(x)
-    return frozenset(aval.vma if hasattr(aval, "vma") else aval.manual_axis_type.varying)
-
-
-def _check_perturbed_gradient(h: Any, g: PyTree, perturbed_dtype: jax.typing.DTypeLike | None) -> None:
-    what = "the gradient that grad_fn returns"
-    got: Any = jax.tree.structure(h)
-    if isinstance(h, tuple) and len(h) == 2 and got != jax.tree.structure(g):
+def _check_perturbed_gradient(h: Any, g: PyTree, perturbed_dtype: jnp.dtype | None) -> None:
+    if isinstance(h, tuple) and len(h) == 2 and not same_structure(h, g):
         raise TypeError(
             "grad_fn returned a pair: it must return the gradient alone, with jax.grad in place of jax.value_and_grad "
             "and what else it computes kept by the closure."
         )
-    check_same_tree(what, h, "the gradient given to update", g, dtypes=perturbed_dtype is None)
-    if perturbed_dtype is not None:
-        check_floating(what, h)
-
-
-def _nothing_monitored(params: optax.Params) -> Monitored:
-    zero = jnp.zeros([], jnp.result_type(float))
-    per_leaf = jnp.zeros([len(jax.tree.leaves(params))], zero.dtype)
-    # One array each: a donated state must not hold the same buffer twice.
-    return Monitored(zero, per_leaf, *(jnp.zeros_like(zero) for _ in range(4)))
-
-
-def _monitor(g: PyTree, h: PyTree, perturbation_norm: jax.Array, compared: PyTree) -> Monitored:
-    dtype = jnp.result_type(float)
-    share, share_per_leaf = shares(jax.tree.map(is_downweighted, compared, g))
-    g_norm, h_norm = optax.tree.norm(g), optax.tree.norm(h)
-    scalars = (cosine(inner_product(g, h), g_norm, h_norm), g_norm, h_norm, perturbation_norm)
-    return Monitored(share, share_per_leaf, *(jnp.asarray(x, dtype) for x in scalars))
+    what = "the gradient that grad_fn returns"
+    check_tree(what, h, "the gradient given to update", g, "same" if perturbed_dtype is None else "floating")

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from saner_jax._leaves import PyTree, check_floating, check_same_tree, cosine, inner_product, widen
+from saner_jax._checks import check_floating, check_tree
+from saner_jax._leaves import PyTree, cosine_and_norms, widen
 from saner_jax._masks import is_downweighted, is_grown, is_turned, leaf_keys, shares, shuffle
 
 
@@ -73,9 +73,7 @@ def ratio_shares(g: PyTree, h: PyTree) -> RatioShares:
       <https://arxiv.org/abs/2411.17132>`_, 2026, figure 2a (``downweighted``).
     """
     g, h = _widened_pair(g, h)
-    turned, downweighted, grown = (
-        shares(jax.tree.map(is_in_group, h, g)) for is_in_group in (is_turned, is_downweighted, is_grown)
-    )
+    turned, downweighted, grown = (shares(is_in_group, h, g) for is_in_group in (is_turned, is_downweighted, is_grown))
     return RatioShares(turned[0], downweighted[0], grown[0], turned[1], downweighted[1], grown[1])
 
 
@@ -139,7 +137,7 @@ def random_like(key: jax.Array, mask: PyTree) -> PyTree:
       The control is not in SANER's paper, `Understanding SAM's Robustness to Noisy Labels through Gradient
       Down-weighting <https://arxiv.org/abs/2411.17132>`_, 2026.
     """
-    _check_bools(mask)
+    check_tree("mask", mask, "itself", mask, "bool")
     return jax.tree.map(lambda key, leaf: shuffle(key, jnp.asarray(leaf)), leaf_keys(key, mask), mask)
 
 
@@ -184,32 +182,20 @@ def alignment(grads: PyTree, mask: PyTree, reference: PyTree) -> Alignment:
       either side counts as 0 there too: ``mean_leaf_cosine``.
     """
     check_floating("grads", grads)
-    check_floating("reference", reference)
-    check_same_tree("reference", reference, "grads", grads, dtypes=False)
-    _check_bools(mask)
-    check_same_tree("mask", mask, "grads", grads, dtypes=False)
+    check_tree("reference", reference, "grads", grads, "floating")
+    check_tree("mask", mask, "grads", grads, "bool")
     x = jax.tree.map(lambda m, g: jnp.where(m, g, 0), mask, widen(grads))
     reference = widen(reference)
     pairs = list(zip(jax.tree.leaves(x), jax.tree.leaves(reference), strict=True))
-    per_leaf = jnp.array([_cosine(*pair) for pair in pairs], jnp.result_type(float))
+    dtype = jnp.result_type(float)
+    per_leaf = [cosine_and_norms(*pair)[0].astype(dtype) for pair in pairs]
     return Alignment(
-        cosine=jnp.asarray(_cosine(x, reference), per_leaf.dtype),
-        mean_leaf_cosine=jnp.sum(per_leaf) / max(len(pairs), 1),
+        cosine=cosine_and_norms(x, reference)[0].astype(dtype),
+        mean_leaf_cosine=sum(per_leaf, jnp.zeros([], dtype)) / max(len(pairs), 1),
     )
-
-
-def _cosine(a: PyTree, b: PyTree) -> jax.Array:
-    return cosine(inner_product(a, b), optax.tree.norm(a), optax.tree.norm(b))
 
 
 def _widened_pair(g: PyTree, h: PyTree) -> tuple[PyTree, PyTree]:
     check_floating("g", g)
-    check_floating("h", h)
-    check_same_tree("h", h, "g", g, dtypes=False)
+    check_tree("h", h, "g", g, "floating")
     return widen(g), widen(h)
-
-
-def _check_bools(mask: PyTree) -> None:
-    for leaf in jax.tree.leaves(mask):
-        if jnp.result_type(leaf) != jnp.bool_:
-            raise TypeError(f"mask must hold arrays of bools, got {jnp.result_type(leaf)}.")

@@ -13,7 +13,7 @@ import saner_jax
 
 def public_names() -> Iterator[str]:
     """Yield the full name of each public function, class and module, those of public modules included."""
-    for name in (name for name in vars(saner_jax) if not name.startswith("_")):
+    for name in saner_jax.__all__:
         value = getattr(saner_jax, name)
         yield f"saner_jax.{name}"
         if inspect.ismodule(value):

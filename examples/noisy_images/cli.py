@@ -18,6 +18,7 @@ import tyro
 
 from .config import (
     AS_STARTED,
+    OWN,
     PAPER,
     PROTOCOLS,
     USUAL_PROTOCOLS,
@@ -72,6 +73,7 @@ def train(
     config: Options[Config] = PAPER,
     protocol: Protocol = "auto",
     seeds: tuple[int, ...] = (),
+    labels: Path | None = None,
     name: str | None = None,
     out: Path = RUNS,
     launch: Options[Launch] = HERE,
@@ -81,6 +83,7 @@ def train(
     Args:
         config: The run.
         protocol: Named protocol that the options change: that of the data set (auto), or one by name.
+        labels: decisions.csv that the page of `suspects` saved; they are applied before all else.
         seeds: Several training seeds, one run each; overrides --seed. Complete runs are left, cut-off ones go on.
         name: Folder of the run; made from all settings that are not the paper's if not given.
         out: Folder of all runs.
@@ -91,9 +94,12 @@ def train(
 
     if seeds:
         comparison.check_seeds(seeds)
+    if labels is not None:
+        config = replace(config, decisions=str(labels))
     for seed in seeds or (config.seed,):
         one = replace(config, seed=seed)
-        folder = out / (run_name(one) if name is None else name if not seeds else f"{name}-seed{seed}")
+        named = run_name(one) + ("-decided" if labels is not None else "")
+        folder = out / (named if name is None else name if not seeds else f"{name}-seed{seed}")
         # Of several runs the same command goes on with what was cut off; a single one is not taken for another.
         show_summary((run.run_one if seeds else run.train)(one, folder, launch.devices), folder)
 
@@ -210,7 +216,7 @@ def report(
 def rank(
     folders: tyro.conf.Positional[tuple[Path, ...]],
     output: Path | None = None,
-    score: str = "mean_loss",
+    score: str | None = None,
     top: int = 64,
     cross_validate: int | None = None,
     whereabouts: Options[Whereabouts] = AS_STARTED,
@@ -220,8 +226,7 @@ def rank(
     Args:
         folders: Folder of a run, or of several that differ in --seed alone; they average their ranks.
         output: Where to write; `ranking` in the first run's folder if not given.
-        score: mean_loss, last_loss, disagreement, forgetting_events, first_learned or, with --cross-validate,
-            out_of_sample_loss.
+        score: Score to rank by; `list` shows all. Those of probabilities need --cross-validate.
         top: Number of images on the contact sheet.
         cross_validate: Number of folds to train, for probabilities of samples that the network never saw.
         whereabouts: Where the runs find their files now, if elsewhere than when they were started.
@@ -231,7 +236,77 @@ def rank(
     if not folders:
         raise UserError("there is nothing to rank: give the folder of a run, or of several.")
     output = output or folders[0] / "ranking"
-    ranking.show(ranking.rank(folders, output, score, top, cross_validate, whereabouts), output)
+    ranking.show(ranking.rank(folders, output, score or ranking.OF_HISTORIES, top, cross_validate, whereabouts), output)
+
+
+def suspects(
+    source: tyro.conf.Positional[Path],
+    config: Options[Config] = OWN,
+    score: str | None = None,
+    top: int = 64,
+    cross_validate: int | None = None,
+    pred_probs: Path | None = None,
+    name: str | None = None,
+    out: Path = RUNS,
+    launch: Options[Launch] = HERE,
+) -> None:
+    """Find the wrong labels in your own data: train on every sample, rank them, and write a page to decide on.
+
+    Takes minutes on two CPU cores, and says first how many. What was cut off goes on with the same command. Open
+    suspects/index.html in the run's folder, decide, and save decisions.csv: `train --labels` trains with the decisions,
+    `export` writes a copy of the data with them.
+
+    Args:
+        source: Folder with one folder of images per class, or an .npz of images or of features with their labels.
+        config: How it is trained; the protocol for one's own data decides what is not given.
+        score: Score to rank by; the default is that of `rank`.
+        top: Number of images on the contact sheet.
+        cross_validate: Number of folds to train beside, for probabilities of samples that the network never saw.
+        pred_probs: Probabilities (N, K) of another model as .npy, to rank by; nothing is trained then.
+        name: Folder of the run; the source's name if not given.
+        out: Folder of all runs.
+        launch: Where it is computed.
+    """
+    join(launch)
+    from .suspects import ranking, search
+
+    folder = out / (name or f"{source.resolve().stem}-suspects")
+    if pred_probs is not None:
+        found = search.by_probabilities(
+            source, config, pred_probs, folder / "suspects", score or ranking.OF_PROBABILITIES, top
+        )
+    else:
+        found = search.search(
+            search.of_source(source, config),
+            folder,
+            score=score or ranking.OF_HISTORIES,
+            top=top,
+            folds=cross_validate,
+            device_count=launch.devices,
+        )
+    ranking.show(found, folder / "suspects")
+    print(f"look at {folder / 'suspects' / 'index.html'}, decide, and save decisions.csv")
+
+
+def export(
+    source: tyro.conf.Positional[Path],
+    decisions: tyro.conf.Positional[Path],
+    output: tyro.conf.Positional[Path],
+    link: bool = False,
+) -> None:
+    """Write a copy of your data with the decisions about its labels applied; the original is never touched.
+
+    Args:
+        source: Folder or .npz file that was searched.
+        decisions: File of decisions, saved from the page.
+        output: Folder to write, new or empty.
+        link: Make hard links instead of copies of images, where the file system can.
+    """
+    from .suspects import search
+
+    changes = search.write_decided(source, decisions, output, link)
+    print(", ".join(f"{count:,} {what}" for what, count in changes.items() if isinstance(count, int)))
+    print(f"written: {output}")
 
 
 def sharpness(
@@ -328,6 +403,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "plot": plot,
     "paper": paper,
     "report": report,
+    "suspects": suspects,
+    "export": export,
     "rank": rank,
     "sharpness": sharpness,
     "noise": noise,
@@ -337,7 +414,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 # Faults of the machine rather than of the program: a full disk, a quota, a folder that cannot be written.
 OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 # Those whose options are settings of a configuration.
-CONFIGURED = ("compare", "train", "noise")
+CONFIGURED = ("compare", "train", "noise", "suspects")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -402,7 +479,7 @@ def asked_protocol(arguments: Sequence[str]) -> Config:
         asked = Asked()
     if asked.protocol not in typing.get_args(Protocol):
         raise unknown_name("value of --protocol", asked.protocol, typing.get_args(Protocol))
-    dataset = asked.dataset or ("digits" if command == "compare" else PAPER.data.dataset)
+    dataset = asked.dataset or {"compare": "digits", "suspects": "folder"}.get(command, PAPER.data.dataset)
     return PROTOCOLS[USUAL_PROTOCOLS.get(dataset, "paper") if asked.protocol == "auto" else asked.protocol]
 
 

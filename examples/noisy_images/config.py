@@ -89,6 +89,10 @@ class Data:
     """Data set; `list` shows all."""
     image_size: Count | None = None
     """Side in pixels of streamed images (224 if not given)."""
+    largest_side: Count | None = None
+    """Side in pixels to which larger images of one's own are scaled in memory; 224 if not given."""
+    test_share: Annotated[float, Range(0, 1, open_high=True)] = 0.2
+    """Share of one's own samples to test on where they have no test set; 0 trains on all."""
     subset: Count | None = None
     """Number of training images, class-stratified, cut before the noise is drawn; all if not given."""
     test_subset: Count | None = None
@@ -130,7 +134,7 @@ class Network:
     """The network and how it is computed."""
 
     model: str = "resnet18"
-    """Network; `list` shows all."""
+    """Network; `list` shows all; auto takes one that suits the data."""
     width: Annotated[float, Range(0, open_low=True)] = 1.0
     """Factor on the number of channels."""
     padding: Literal["torch", "same"] = "torch"
@@ -152,7 +156,7 @@ class Network:
     precision: Precision = "float32"
     """Compute precision; parameters, perturbation and statistics stay float32."""
     convolution: Literal["auto", "xla"] = "auto"
-    """Gradients of convolution kernels: auto (products of matrices on CPUs) or xla (XLA's own everywhere)."""
+    """Kernel gradients of convolutions: auto (on CPUs matrix products where they pay) or xla (XLA's own everywhere)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +203,8 @@ class Optimizer:
 class Training:
     """How long, and on what batches."""
 
-    epochs: Count = 200
-    """Passes over the training set; the last short batch is dropped."""
+    epochs: Count | None = 200
+    """Passes over the training set; the last short batch is dropped. If not given, as many as suit the data."""
     batch_size: Count = 128
     """Samples a step, on all devices together."""
     accumulate: Count = 1
@@ -227,6 +231,8 @@ class Circumstances:
     """Mini-WebVision only: ImageNet's validation folder, to test on instead of WebVision's own."""
     human_labels: str | None = None
     """Published file of human labels, for `real` noise."""
+    decisions: str | None = None
+    """File of decisions about given labels, as the review page of `suspects` saves it; applied before all else."""
     skip_corrupt: bool = False
     """Leave out images that cannot be decoded instead of stopping."""
     workers: Whole = 2
@@ -264,7 +270,7 @@ class Config:
     @property
     def alpha_ramp_epochs(self) -> float:
         """Length of the alpha ramp in epochs."""
-        return self.optimizer.alpha_ramp * self.training.epochs
+        return self.optimizer.alpha_ramp * (self.training.epochs or 0)
 
 
 def replace(config: Any, **settings: Any) -> Any:
@@ -319,6 +325,8 @@ class Whereabouts:
     """Mini-WebVision only: ImageNet's validation folder."""
     human_labels: Path | None = None
     """Published file of human labels."""
+    decisions: Path | None = None
+    """File of decisions about given labels."""
     workers: int | None = None
     """Processes that decode streamed images; 0 decodes in the training process."""
 
@@ -326,7 +334,9 @@ class Whereabouts:
         """Return a configuration with these in place of its own, its paths absolute."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         circumstances = dataclasses.replace(config.circumstances, **given)
-        paths = {name: getattr(circumstances, name) for name in ("data_dir", "validation_dir", "human_labels")}
+        paths = {
+            name: getattr(circumstances, name) for name in ("data_dir", "validation_dir", "human_labels", "decisions")
+        }
         absolute = {name: str(Path(path).expanduser().absolute()) for name, path in paths.items() if path is not None}
         return dataclasses.replace(config, circumstances=dataclasses.replace(circumstances, **absolute))
 
@@ -351,10 +361,24 @@ DIGITS = configure(
     scan_epochs=False,
     checkpoint_every=1000,
 )
-PROTOCOLS = {"paper": PAPER, "digits": DIGITS}
-Protocol = Literal["auto", "paper", "digits"]
+# The protocol of one's own data, whose labels are taken as they are: network and epochs follow from the data
+# (`training.own`), so that minutes are enough on two CPU cores.
+OWN = configure(
+    dataset="folder",
+    largest_side=32,
+    noise="none",
+    model="auto",
+    initialisation="flax",
+    epochs=None,
+    batch_size=64,
+    learning_rate=0.02,
+    learning_rate_schedule="cosine",
+    rho=0.2,
+)
+PROTOCOLS = {"paper": PAPER, "digits": DIGITS, "own": OWN}
+Protocol = Literal["auto", "paper", "digits", "own"]
 # The protocol of a data set where none is asked for; of all others, the paper's.
-USUAL_PROTOCOLS = {"digits": "digits"}
+USUAL_PROTOCOLS = {"digits": "digits", "folder": "own", "npz": "own"}
 
 
 # --- what can be --------------------------------------------------------------------------------------------------
@@ -469,7 +493,18 @@ def without_circumstances(config: Config) -> Config:
 def differences(ours: Config, theirs: Config) -> list[str]:
     """Say which settings of two runs differ, each as `name: ours, theirs`; circumstances do not count."""
     here, there = flat(without_circumstances(ours)), flat(without_circumstances(theirs))
-    return [f"{name}: {here[name]!r} here, {there[name]!r} there" for name in here if here[name] != there[name]]
+    names = here.keys() - _left_to_the_data(ours) - _left_to_the_data(theirs)
+    return [
+        f"{name}: {here[name]!r} here, {there[name]!r} there"
+        for name in here
+        if name in names and here[name] != there[name]
+    ]
+
+
+def _left_to_the_data(config: Config) -> set[str]:
+    left = {"model"} if config.network.model == "auto" else set()
+    left |= {"epochs"} if config.training.epochs is None else set()
+    return left | {"batch_size"} if left else left
 
 
 def check_same_run(config: Config, folder: Path) -> None:

@@ -1,8 +1,21 @@
 """The smallest network that has all that the commands measure."""
 
+import jax
 import pytest
 
-from benchmarks import peak
+from benchmarks.machinery import peak
+
+
+def pytest_itemcollected(item):
+    """Leave the benchmarks to --everything."""
+    item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def compilation_cache():
+    """Switch the cache of compiled programs on again after a command that times compilation."""
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
 
 
 @pytest.fixture

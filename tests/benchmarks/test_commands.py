@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import compile_time, epoch, first_step, memory, peak, train_step
+from benchmarks import compile_time, epoch, memory, train_step
+from benchmarks.machinery import first_step, peak
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.training import run as run_of_the_program
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import flops
+from benchmarks.machinery import flops
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import peer_worker, peers
-from benchmarks.peer_worker import Problem
+from benchmarks import peers
+from benchmarks.machinery.sides import worker
+from benchmarks.machinery.sides.problem import Problem
 
 PROBLEM = Problem(width=0.125, batch_size=4, steps=1, precision="float32", compile=False)
 
@@ -91,8 +92,8 @@ def test_difference_stops_the_comparison(monkeypatch, capsys):
 def test_worker_answers_line_by_line_and_says_what_fails(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     problem = dataclasses.replace(PROBLEM, side=8, crop_padding=0, flip=False)
-    with peers.Worker("ours", problem) as worker:
-        assert worker.ask("describe")["device"] == "cpu"
+    with peers.Worker("ours", problem) as started:
+        assert started.ask("describe")["device"] == "cpu"
         worker.ask("first", to=str(tmp_path / "first.npz"))
         with pytest.raises(peers.WorkerError, match="ours, asked to dance: ValueError: no such request"):
             worker.ask("dance")
@@ -129,5 +130,5 @@ def test_answer_passes_requests_on():
             self.prepared = method
 
     side = Side()
-    assert peer_worker.answer(side, {"do": "prepare", "method": "saner"}) == {}
+    assert worker.answer(side, {"do": "prepare", "method": "saner"}) == {}
     assert side.prepared == "saner"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import rounding
+from benchmarks.machinery import rounding
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 UNIT = 2.0**-rounding.TF32_MANTISSA_BITS
@@ -99,9 +99,26 @@ def test_tf32_is_as_far_from_float64_as_its_mantissa_says(problem):
         assert 1e-5 < error < 4 * UNIT
 
 
+def test_a_scan_is_evaluated_like_what_it_repeats():
+    w = jnp.float32(1 + UNIT / 4).reshape(1, 1)
+
+    def scanned(w, xs):
+        total, products = jax.lax.scan(lambda total, x: (total + x @ w, x @ w), jnp.zeros((1, 1)), xs, reverse=True)
+        return total.sum(), products
+
+    xs = jnp.float32(1 + 3 * UNIT / 4) * jnp.arange(1.0, 4.0).reshape(3, 1, 1)
+    total, products = rounding.with_tf32_operands(scanned)(w, xs)
+    np.testing.assert_array_equal(products[:, 0, 0], [rounding.to_tf32(x[0, 0]) for x in xs])
+    assert float(total) == float(products.sum())
+    with jax.enable_x64(True):
+        exact, _ = rounding.in_float64(jax.grad(scanned, has_aux=True))(w, xs)
+        assert exact.dtype == np.float64
+        np.testing.assert_allclose(exact, np.asarray(xs, float).sum(0), rtol=1e-15)
+
+
 def test_what_cannot_be_done_is_said():
     def looped(x):
-        return jax.lax.fori_loop(0, 2, lambda _, y: y @ y, x)
+        return jax.lax.while_loop(lambda y: y[0, 0] < 2, lambda y: 2 * (y @ y), x)
 
     with pytest.raises(NotImplementedError, match="a matrix product inside"):
         rounding.with_tf32_operands(looped)(jnp.eye(2))

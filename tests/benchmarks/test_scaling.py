@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks import collectives, scaling
+from benchmarks import scaling
+from benchmarks.machinery import collectives
 from examples.sharded_transformer import training
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks import statistics, tables
-from benchmarks.statistics import Ratio
+from benchmarks.machinery import statistics, tables
+from benchmarks.machinery.statistics import Ratio
 
 
 def test_interval_holds_the_median_and_narrows():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks import targets
-from benchmarks.targets import Target
+from benchmarks.machinery import targets
+from benchmarks.machinery.targets import Target
 
 
 def interval(median, low=None, high=None):

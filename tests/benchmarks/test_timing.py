@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import timing
+from benchmarks.machinery import timing
 
 
 def test_every_round_calls_every_subject_once_in_changing_order():

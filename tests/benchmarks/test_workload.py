@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import flops, workload
+from benchmarks.machinery import flops, workload
 from examples.noisy_images.config import PAPER, replace
 from examples.noisy_images.training import methods
 

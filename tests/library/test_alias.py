@@ -33,10 +33,13 @@ REWEIGHT = downweight(0.3)
 COMPOSITIONS = {
     "sam": (sam(), sharpness_aware(scale_to_norm(0.1))),
     "asam": (asam(), sharpness_aware(scale_to_adaptive_norm(0.5, 0.01))),
-    "asam, masked": (asam(0.7, 0.1, MASK), sharpness_aware(scale_to_adaptive_norm(0.7, 0.1, MASK))),
+    "asam, masked": (
+        asam(0.7, 0.1, adaptive_mask=MASK),
+        sharpness_aware(scale_to_adaptive_norm(0.7, 0.1, adaptive_mask=MASK)),
+    ),
     "gsam": (gsam(), sharpness_aware(scale_to_norm(0.1), subtract_orthogonal(0.4))),
-    "fsam": (fsam(), sharpness_aware(optax.chain(subtract_ema(0.9, 1.0), scale_to_norm(0.1)))),
-    "fsam, set": (fsam(0.3, 0.5, 0.6), sharpness_aware(optax.chain(subtract_ema(0.6, 0.5), scale_to_norm(0.3)))),
+    "fsam": (fsam(), sharpness_aware(optax.chain(subtract_ema(1.0, 0.9), scale_to_norm(0.1)))),
+    "fsam, set": (fsam(0.3, 0.5, 0.6), sharpness_aware(optax.chain(subtract_ema(0.5, 0.6), scale_to_norm(0.3)))),
     "vasso": (vasso(), sharpness_aware(optax.chain(follow_ema(0.9), scale_to_norm(0.1)))),
     "saner": (saner(), sharpness_aware(scale_to_norm(0.1), downweight(0.5))),
     "sgd_d": (sgd_d(), sharpness_aware(scale_to_norm(0.1), restore_downweighted())),
@@ -48,7 +51,7 @@ COMPOSITIONS = {
     ),
     "fsam+saner": (
         fsam(reweight=REWEIGHT),
-        sharpness_aware(optax.chain(subtract_ema(0.9, 1.0), scale_to_norm(0.1)), REWEIGHT),
+        sharpness_aware(optax.chain(subtract_ema(1.0, 0.9), scale_to_norm(0.1)), REWEIGHT),
     ),
     "vasso+sgd_d": (
         vasso(reweight=restore_downweighted()),

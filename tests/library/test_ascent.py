@@ -70,8 +70,10 @@ def test_adaptive_norm_is_global_and_leaves_masked_ones_alone():
     ids=["tree", "function"],
 )
 def test_adaptive_mask_as_tree_and_as_function(mask):
-    (eps,), _ = follow(saner_jax.scale_to_adaptive_norm(0.5, 0.1, mask), [PARAMS])
-    (expected,), _ = follow(saner_jax.scale_to_adaptive_norm(0.5, 0.1, {"w": np.bool_(True), "b": False}), [PARAMS])
+    (eps,), _ = follow(saner_jax.scale_to_adaptive_norm(0.5, 0.1, adaptive_mask=mask), [PARAMS])
+    (expected,), _ = follow(
+        saner_jax.scale_to_adaptive_norm(0.5, 0.1, adaptive_mask={"w": np.bool_(True), "b": False}), [PARAMS]
+    )
     assert_tree(eps, expected["w"], expected["b"], rtol=0)
 
 
@@ -101,12 +103,16 @@ def test_follow_ema_from_the_first_step_on():
     assert_tree(state.ema, [1.25, 2.0], 2.25)
 
 
-def test_averages_take_the_averaged_gradient_and_directions_the_own():
-    own, averaged = tree([1.0, 1.0], 1.0), tree([3.0, 3.0], 3.0)
-    outputs, state = follow(saner_jax.subtract_ema(decay=0.5), [own, own], averaged_grads=averaged)
+def test_averages_take_the_mean_over_groups_and_directions_the_own():
+    own = tree([1.0, 1.0], 1.0)
+
+    def mean(tree):
+        return jax.tree.map(lambda x: 3 * x, tree)
+
+    outputs, state = follow(saner_jax.subtract_ema(decay=0.5), [own, own], mean_over_groups=mean)
     assert_tree(outputs[1], [-2.0, -2.0], -2.0)
     assert_tree(state.ema, [3.0, 3.0], 3.0)
-    outputs, state = follow(saner_jax.follow_ema(theta=0.5), [own, own], averaged_grads=averaged)
+    outputs, state = follow(saner_jax.follow_ema(theta=0.5), [own, own], mean_over_groups=mean)
     assert_tree(outputs[1], [2.0, 2.0], 2.0)
     assert_tree(state.ema, [3.0, 3.0], 3.0)
 

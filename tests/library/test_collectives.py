@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import saner_jax
-from benchmarks import collectives
+from benchmarks.machinery import collectives
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

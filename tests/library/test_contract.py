@@ -9,13 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import saner_jax
 from saner_jax import downweight, downweight_random, restore_downweighted, sharpness_aware
 
 DEVICES = 4
+
+
+def falling(start):
+    """A schedule that needs no implicit promotion."""
+    return lambda step: start / (1 + jnp.asarray(step, jnp.result_type(float)))
+
 
 # Every entry: keywords of the wrapper -> the method. rho is large enough for both values of the mask to occur.
 METHODS = {
@@ -33,10 +39,10 @@ METHODS = {
     "fsam+saner on r < 0": functools.partial(saner_jax.fsam, 0.4, reweight=downweight(0.5, where=saner_jax.is_turned)),
     "sam+saner on r > 1": functools.partial(saner_jax.sam, 0.4, reweight=downweight(0.5, where=saner_jax.is_grown)),
     "sam+saner, random": functools.partial(
-        saner_jax.sam, 0.4, reweight=downweight_random(lambda step: 0.5 / (1 + step), seed=3), monitor=True
+        saner_jax.sam, 0.4, reweight=downweight_random(falling(0.5), seed=3), monitor=True
     ),
     "saner, scheduled and monitored": functools.partial(
-        saner_jax.saner, lambda step: 0.4 / (1 + step), saner_jax.alpha_ramp(0.5, steps=3), monitor=True
+        saner_jax.saner, falling(0.4), saner_jax.alpha_ramp(0.5, steps=3), monitor=True
     ),
     "fsam+saner, every keyword": functools.partial(
         saner_jax.fsam,
@@ -47,11 +53,13 @@ METHODS = {
         perturbed_dtype=jnp.float32,
     ),
     "asam, masked": functools.partial(
-        saner_jax.asam, 0.6, 0.1, {"layer": {"kernel": True, "bias": False}, "scale": True}
+        saner_jax.asam, 0.6, 0.1, adaptive_mask={"layer": {"kernel": True, "bias": False}, "scale": True}
     ),
     "composition": functools.partial(
         sharpness_aware,
-        optax.chain(saner_jax.subtract_ema(0.5), saner_jax.follow_ema(0.5), saner_jax.scale_to_adaptive_norm(0.6)),
+        optax.chain(
+            saner_jax.subtract_ema(decay=0.5), saner_jax.follow_ema(0.5), saner_jax.scale_to_adaptive_norm(0.6)
+        ),
         saner_jax.subtract_orthogonal(0.2),
         downweight(0.5),
         optax.clip_by_global_norm(1.0),
@@ -67,6 +75,7 @@ PARAMETER_LIKE_TREES["fsam+saner on r < 0"] = 1
 PARAMETER_LIKE_TREES["fsam+saner, every keyword"] = 1
 MASKS_FOLLOW_THE_TREE = {"fsam+saner, every keyword", "asam, masked"}
 DIVIDES_BY_ZERO_NORM = {"plain stages"}  # optax.normalize_by_update_norm does.
+ADDS_UP_MIXED_NORMS = {"plain stages", "composition"}  # Optax's norm promotes float32 beside float64.
 HYPERPARAMETERS = {  # name -> the function and, for each hyperparameter, two values it moves between
     "sam": (saner_jax.sam, {"rho": (0.4, 0.1)}),
     "asam": (saner_jax.asam, {"rho": (0.6, 0.3), "eta": (0.1, 0.01)}),
@@ -78,6 +87,7 @@ HYPERPARAMETERS = {  # name -> the function and, for each hyperparameter, two va
 }
 
 each_method = pytest.mark.parametrize("name", METHODS)
+observed_or_not = pytest.mark.parametrize("monitor", [False, True], ids=["", "monitored"])
 each_alias = pytest.mark.parametrize("name", HYPERPARAMETERS)
 
 
@@ -179,9 +189,9 @@ def test_extra_arguments_reach_every_stage():
     params = make_params()
     jax.eval_shape(make_step(tx, value=3.0), params, tx.init(params), make_batch())
     assert received == [
-        ("ascent", 3.0, ["averaged_grads"]),
-        ("descent", 3.0, ["unperturbed_grads"]),
-        ("last", 3.0, ["unperturbed_grads"]),
+        ("ascent", 3.0, []),
+        ("descent", 3.0, ["perturbation_norm", "perturbed_grads", "unperturbed_grads"]),
+        ("last", 3.0, ["perturbation_norm", "perturbed_grads", "unperturbed_grads"]),
     ]
 
 
@@ -281,9 +291,10 @@ def test_params_and_state_can_be_donated(name):
 
 
 @each_method
-def test_scan_and_cond_carry_the_state(name):
+@observed_or_not
+def test_scan_and_cond_carry_the_state(name, monitor):
     """They accept a carry of fixed types only; that the values are those of a loop is tested with the training."""
-    tx = METHODS[name]()
+    tx = METHODS[name](monitor=monitor)
     params, step = make_params(), make_step(tx)
 
     def scanned(params, state, batch):
@@ -294,6 +305,103 @@ def test_scan_and_cond_carry_the_state(name):
 
     carry = params, tx.init(params)
     assert specs(jax.eval_shape(scanned, *carry, make_batch())) == specs(carry)
+
+
+@each_method
+@observed_or_not
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["automatic", "explicit"])
+def test_scan_carries_a_state_that_lies_as_the_parameters_do(name, monitor, kind):
+    """The averages have the sharding of their parameters from ``init`` on, in either kind of mesh."""
+    mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(kind, kind))
+    tx = METHODS[name](monitor=monitor)
+    with jax.set_mesh(mesh):
+        specs_of = {"layer": {"kernel": P("x"), "bias": P()}, "scale": P()}
+        params = jax.tree.map(lambda p, spec: jax.device_put(p, NamedSharding(mesh, spec)), make_params(), specs_of)
+        state = tx.init(params)
+
+        def check(leaf, param):
+            assert leaf.sharding.is_equivalent_to(param.sharding, leaf.ndim)
+
+        if PARAMETER_LIKE_TREES.get(name):
+            optax.tree.map_params(tx, check, state, params)
+
+        def grad_fn(w):
+            return jax.tree.map(lambda x: jnp.cos(3 * x), w)
+
+        def body(carry, _):
+            params, state = carry
+            updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+            return (jax.tree.map(lambda p, u: p - 0.1 * u, params, updates), state), None
+
+        scanned = jax.jit(lambda *carry: jax.lax.scan(body, carry, length=2)[0])
+        # Tracing checks the types, of which an explicit sharding is part; running is left to one kind of mesh.
+        shapes = jax.eval_shape(scanned, params, state)
+        assert specs(shapes) == specs((params, state))
+        if kind is AxisType.Explicit:
+            carry = scanned(params, state)
+            assert_close(jax.device_get(carry[0]), jax.device_get(alone(name, monitor)))
+
+
+@functools.cache
+def alone(name, monitor):
+    """The parameters after the two steps above, on one device."""
+    tx, params = METHODS[name](monitor=monitor), make_params()
+    state = tx.init(params)
+    for _ in range(2):
+        grads = jax.tree.map(lambda x: jnp.cos(3 * x), params)
+        updates, state = tx.update(grads, state, params, grad_fn=lambda w: jax.tree.map(lambda x: jnp.cos(3 * x), w))
+        params = jax.tree.map(lambda p, u: p - 0.1 * u, params, updates)
+    return params
+
+
+@each_method
+@observed_or_not
+@pytest.mark.parametrize("varying", ["params", "gradients"])
+def test_scan_in_shard_map_carries_the_state(name, monitor, varying):
+    """Parameters that vary over a mapped axis (each device its own), and replicated ones with groups of gradients."""
+    mesh = Mesh(np.array(jax.devices()[:2]), ("axis",))
+    tx = METHODS[name](monitor=monitor, axis_name="axis" if varying == "gradients" else None)
+
+    def scanned(shift):
+        params = make_params()
+        if varying == "params":
+            params = jax.tree.map(lambda p: p + shift[0].astype(p.dtype), params)
+
+        def grad_fn(w):
+            return jax.tree.map(lambda x: jnp.cos(3 * x + shift[0]), w)
+
+        def body(carry, _):
+            params, state = carry
+            updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+            return (jax.tree.map(lambda p, u: p - 0.1 * u, params, updates), state), None
+
+        params, _ = jax.lax.scan(body, (params, tx.init(params)), length=2)[0]
+        return jax.tree.map(lambda p: p[None], params) if varying == "params" else params
+
+    out = P("axis") if varying == "params" else P()
+    jax.eval_shape(jax.shard_map(scanned, mesh=mesh, in_specs=P("axis"), out_specs=out), jnp.arange(2.0))
+
+
+@each_method
+@observed_or_not
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16", "mixed"])
+def test_strict_promotion(name, monitor, dtype):
+    """No operation relies on an implicit promotion, and what the state holds keeps its type."""
+    if dtype == "mixed" and name in ADDS_UP_MIXED_NORMS:
+        return
+    with jax.enable_x64(dtype in ("float64", "mixed")), jax.numpy_dtype_promotion("strict"):
+        tx = METHODS[name](monitor=monitor)
+        params = make_params("float32" if dtype == "mixed" else dtype)
+        if dtype == "mixed":
+            params["layer"]["bias"] = params["layer"]["bias"].astype("float64")
+        state = tx.init(params)
+
+        def update(grads, state, params):
+            return tx.update(grads, state, params, grad_fn=functools.partial(jax.tree.map, jnp.cos))
+
+        updates, new_state = jax.eval_shape(update, params, state, params)
+        assert specs(updates) == specs(params)
+        assert specs(new_state) == specs(state)
 
 
 @each_method

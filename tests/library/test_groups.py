@@ -250,7 +250,7 @@ def test_all_groups_draw_alike(transform):
         params = jax.tree.map(jnp.asarray, tree())
 
         def updates(reweight, transform=transform):
-            tx = saner_jax.sam(RHO, reweight, axis_name=AXIS)
+            tx = saner_jax.sam(RHO, reweight=reweight, axis_name=AXIS)
             return jax.device_get(transform(tx)(params, tx.init(params), stacked(groups))[0])
 
         control = saner_jax.downweight_random(1.0, seed=2)

@@ -136,6 +136,8 @@ def test_help_documents_every_option(command, capsys, monkeypatch):
             "prepare": "--archive",
             "plot": "--figure",
             "rank": "--score",
+            "suspects": "--cross-validate",
+            "export": "--link",
             "list": "-h,",
             "sharpness": "--samples",
             "paper": "--shard",
@@ -170,7 +172,7 @@ def test_without_a_sub_command_it_compares(monkeypatch, tmp_path):
 
 def test_train_starts_from_the_papers_protocol(monkeypatch):
     trained = []
-    monkeypatch.setattr(run, "train", lambda config, folder, devices: trained.append((config, folder)) or {})
+    monkeypatch.setattr(run, "train", lambda config, folder, *options: trained.append((config, folder)) or {})
     cli.main("train --dataset cifar10 --noise symmetric --rate 0.5 --method saner --model resnet18".split())
     cli.main("train --noise none --seeds 3 4 --asymmetric-picks affected --no-augment".split())
     cli.main("train --seeds 3 4 --name x --out y --learning-rate-drops 0.3 --scan-epochs True".split())

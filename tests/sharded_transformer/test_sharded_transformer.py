@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import collectives, scaling
+from benchmarks import scaling
+from benchmarks.machinery import collectives
 from examples.sharded_transformer import __main__ as command
 from examples.sharded_transformer import checkpoints, training
 from examples.sharded_transformer.data import Source, with_noise

@@ -73,7 +73,7 @@ def load(
     std: Sequence[float] | None = None,
     crop_padding: int | None = None,
     flip: bool | None = None,
-    in_memory: bool = False,
+    largest_side: int | None = None,
     test_share: float = TEST_SHARE,
 ) -> Dataset:
     """Load a data set with the labels that its source ships; its `description` says in one line what it is.
@@ -90,7 +90,8 @@ def load(
       std: Per channel, of pixels scaled to [0, 1], instead of the data set's own.
       crop_padding: Padding of the random crop instead of the data set's own; 0 is no crop.
       flip: Whether to flip training images at random, instead of the data set's own habit.
-      in_memory: A folder only: decode images into memory at `image_size`, where they fit, instead of streaming them.
+      largest_side: A folder only: side in pixels to which images in memory are scaled down where they are larger; None
+        is 224.
       test_share: Share of one's own samples that become the test set where they have none; 0 leaves it empty, so that
         every sample is trained on.
 
@@ -99,7 +100,7 @@ def load(
     """
     if name not in LOADERS:
         raise unknown_name("data set", name, LOADERS)
-    dataset = LOADERS[name](Source(data_dir, skip_corrupt, seed, image_size, validation_dir, in_memory, test_share))
+    dataset = LOADERS[name](Source(data_dir, skip_corrupt, seed, image_size, validation_dir, largest_side, test_share))
     if len(dataset.image_shape) == 1 and (crop_padding or flip):
         raise UserError(f"{data_dir} holds features, which cannot be cropped or flipped: leave these options out.")
     channels = dataset.image_shape[-1]

@@ -37,7 +37,8 @@ def write_cached_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) ->
 def read_cached_arrays(path: pathlib.Path, fingerprint: str | None) -> dict[str, np.ndarray] | None:
     """Return the arrays of a cache; None when there is none, or one of other data than the fingerprint says."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: NumPy leaves a file open that it cannot read.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             if fingerprint is not None and str(archive["fingerprint"]) != fingerprint:
                 return None
             return {name: archive[name] for name in archive.files}

@@ -1,6 +1,7 @@
 """The records of a data set, and what every source of data shares: subsets, folds, statistics, augmentation."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -29,7 +30,8 @@ class Source:
         training seed: runs of several training seeds have to share one test set.
       image_size: Side in pixels of the images of a set that is streamed from files; None is 224.
       validation_dir: Mini-WebVision only: the ImageNet validation folder to test on instead of WebVision's own.
-      in_memory: A folder only: decode images into memory at `image_size`, where they fit, instead of streaming them.
+      largest_side: A folder only: side in pixels to which images in memory are scaled down where they are larger; None
+        is 224, and images of one size are kept up to 256.
       test_share: Share of the samples that become the test set where one's own data has none; 0 leaves it empty.
     """
 
@@ -38,7 +40,7 @@ class Source:
     seed: int = 0
     image_size: int | None = None
     validation_dir: str | os.PathLike | None = None
-    in_memory: bool = False
+    largest_side: int | None = None
     test_share: float = TEST_SHARE
 
     def path(self, name: str, what: str) -> pathlib.Path:
@@ -283,16 +285,21 @@ def leave_out_fold(split: Split, folds: int, fold: int, seed: int) -> tuple[Spli
     if (largest := counts.max()) < folds:
         raise UserError(f"the largest class has {largest} samples, too few for {folds} folds: choose fewer.")
     few = int(((counts > 0) & (counts < folds)).sum())
-    # Once for all folds, and in the program's words.
-    if few and fold == 0:
-        warnings.warn(
-            f"{few} classes have fewer samples than there are folds ({folds}): some folds lack them", stacklevel=2
-        )
+    if few:
+        _say_that_folds_lack_classes(few, folds)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         divisions = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(split.labels, split.labels))
     kept, left_out = divisions[fold]
     return split.take(kept), split.take(left_out)
+
+
+@functools.cache
+def _say_that_folds_lack_classes(few: int, folds: int) -> None:
+    # Cached, so that it is said once and not for every fold.
+    warnings.warn(
+        f"{few} classes have fewer samples than there are folds ({folds}): some folds lack them", stacklevel=3
+    )
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -44,7 +44,8 @@ def load(source: Source) -> Dataset:
 
     Images that fit are decoded into memory: at their size where most have one that is no larger than 256 pixels, the
     others fitted to it; else as squares of their median shorter side, 224 pixels at most. Images that do not fit, and
-    all where an image size is given, stay in their files and are streamed as squares of that size.
+    all where an image size is given, stay in their files and are streamed as squares of that size; a largest side
+    scales down those in memory.
     """
     root = source.path("folder", "a folder with one folder of images per class")
     if not root.is_dir():
@@ -52,10 +53,10 @@ def load(source: Source) -> Dataset:
     tree = image_tree.read(root)
     # Training and test images together, so that an error counts the corrupt ones of both.
     listed = tree.train + (tree.test or [])
-    files = ImageFiles(tuple(path for path, _ in listed), source.image_size or SIDE)
+    files = ImageFiles(tuple(path for path, _ in listed), source.image_size or source.largest_side or SIDE)
     files, size, sizes = _measured(files, source)
     fits = len(files) * 3 * math.prod(size) <= MAX_BYTES_IN_MEMORY
-    in_memory = fits and (source.image_size is None or source.in_memory)
+    in_memory = fits and source.image_size is None
     if in_memory:
         images, kept = decode_images(files, skip_corrupt=source.skip_corrupt, fit=size)
     else:
@@ -94,10 +95,12 @@ def _measured(files: ImageFiles, source: Source) -> tuple[ImageFiles, tuple[int,
     size, count = sizes.most_common(1)[0] if sizes else ((SIDE, SIDE), 0)
     if source.image_size is not None:
         size = (source.image_size, source.image_size)
-    elif sizes and (2 * count < len(headers) or min(size) > _LARGEST_SIDE):
-        side = min(SIDE, int(statistics.median(min(header.height, header.width) for header in headers)))
+    elif sizes and (2 * count < len(headers) or min(size) > (source.largest_side or _LARGEST_SIDE)):
+        side = min(
+            source.largest_side or SIDE, int(statistics.median(min(header.height, header.width) for header in headers))
+        )
         size = (side, side)
-    side = source.image_size or min(SIDE, *size)
+    side = source.image_size or min(source.largest_side or SIDE, *size)
     return ImageFiles(files.paths, side, levels=levels), size, len(sizes)
 
 

@@ -5,13 +5,12 @@ content. A run keeps both for all its samples, so that it can say later what has
 """
 
 import base64
-import concurrent.futures
 import hashlib
 import json
 import os
 import pathlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from ..errors import UserError
 from .cache import write_cached_arrays
 from .dataset import Dataset, Split
 from .file_names import printable, shorten
-from .image_files import ImageFiles
+from .image_files import ImageFiles, map_images
 
 VERSION = 1
 _HASH_BYTES = 8
@@ -113,13 +112,13 @@ def _contents(split: Split, cache: str | os.PathLike | None) -> np.ndarray:
         return np.fromiter(map(_hash_array, split.images), np.uint64, len(split))
     files = split.images if isinstance(split.images, ImageFiles) else ImageFiles(split.paths)
     if cache is None or files.archive is not None:
-        return _hash_files(files, range(len(files)))
+        return _hash_files(files)
     stamps = np.fromiter(map(_stamp, files.paths), np.uint64, len(files))
     known = _read_cache(cache)
     values = np.fromiter((known.get(int(stamp), 0) for stamp in stamps), np.uint64, len(files))
     unknown = np.flatnonzero([int(stamp) not in known for stamp in stamps])
     if len(unknown):
-        values[unknown] = _hash_files(files, unknown)
+        values[unknown] = _hash_files(files[unknown])
         known |= zip(map(int, stamps), map(int, values), strict=True)
         table = np.array(list(known.items()), np.uint64).reshape(-1, 2)
         write_cached_arrays(pathlib.Path(cache), {"stamps_and_contents": table})
@@ -137,18 +136,19 @@ def _hash_array(values: np.ndarray) -> int:
     return _hash(f"{values.dtype.str}{values.shape}".encode(), np.ascontiguousarray(values).data)
 
 
-def _hash_files(files: ImageFiles, positions: Iterable[int]) -> np.ndarray:
-    def read(position: int) -> int:
+def _hash_files(files: ImageFiles) -> np.ndarray:
+    def content(position: int) -> int:
         try:
             return _hash(files.read(position))
         except OSError as error:
-            raise UserError(
-                f"cannot read {printable(files.paths[position])!r} ({error.strerror}): restore it, or start a new run."
-            ) from error
+            name = printable(files.paths[position])
+            raise UserError(f"cannot read {name!r} ({error.strerror}): restore it, or start a new run.") from error
 
-    positions = list(positions)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        return np.fromiter(pool.map(read, positions), np.uint64, len(positions))
+    values = map_images(files, content, say=False)
+    for value in values:
+        if isinstance(value, UserError):
+            raise value
+    return np.fromiter(values, np.uint64, len(files))
 
 
 def _stamp(path: str) -> int:

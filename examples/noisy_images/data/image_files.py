@@ -60,7 +60,8 @@ class ImageFiles:
     def read(self, position: int) -> bytes:
         """Return the bytes of one file."""
         if self.archive is None:
-            return pathlib.Path(self.paths[position]).read_bytes()
+            with open(self.paths[position], "rb", buffering=0) as file:
+                return file.readall()
         with _ZIP_LOCK:
             return _open_zip(self.archive).read(self.paths[position])
 
@@ -85,7 +86,7 @@ class ImageFiles:
             except (OSError, KeyError, ValueError, zipfile.BadZipFile):
                 return None
 
-        return _map_images(self, header, say=False)
+        return map_images(self, header, say=False)
 
 
 def decode_images(
@@ -117,7 +118,7 @@ def decode_images(
             images[position] = pixels
         return pixels.shape
 
-    results = _map_images(files, decode)
+    results = map_images(files, decode)
     good = _good_positions(files, results, skip_corrupt)
     for position in good:
         if results[position] != shape:
@@ -144,12 +145,39 @@ def readable_images(files: ImageFiles, *, skip_corrupt: bool, checked: pathlib.P
     # An eighth of the size is enough to meet every fault of a JPEG's data, and several times faster.
     new = files[unknown]
     results: list[Any] = [None] * len(files)
-    for position, result in zip(unknown, _map_images(new, lambda i: new.open(i, at_least=1).size), strict=True):
+    for position, result in zip(unknown, map_images(new, lambda i: new.open(i, at_least=1).size), strict=True):
         results[position] = result
     good = _good_positions(files, results, skip_corrupt)
     if len(unknown):
         write_cache(checked, lambda file: file.write("\n".join(stamps[i] for i in good).encode()))
     return good
+
+
+def map_images(files: ImageFiles, function, say: bool = True) -> list:
+    """Return `function(i)` for every image, or the UserError that it raised; decoding releases the interpreter lock.
+
+    What Pillow warns of is said once all are done, with the names of the files, unless `say` is False.
+    """
+    # Registers Pillow's plug-ins once, before threads race to do so.
+    from PIL import Image
+
+    Image.init()
+    workers = max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    chunk = 64
+    with _notes_of_pillow(say) as current, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+
+        def attempt(position):
+            current.path = files.paths[position]
+            try:
+                return function(position)
+            except UserError as error:
+                return error
+
+        chunks = pool.map(
+            lambda start: [attempt(i) for i in range(start, min(start + chunk, len(files)))],
+            range(0, len(files), chunk),
+        )
+        return [result for part in chunks for result in part]
 
 
 def silence_pillow() -> None:
@@ -183,33 +211,6 @@ def _fitted(image, height: int, width: int):
     if image.size == (width, height):
         return image
     return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-
-
-def _map_images(files: ImageFiles, function, say: bool = True) -> list:
-    """Return `function(i)` for every image, or the UserError that it raised; decoding releases the interpreter lock.
-
-    What Pillow warns of is said once all are done, with the names of the files, unless `say` is False.
-    """
-    # Registers Pillow's plug-ins once, before threads race to do so.
-    from PIL import Image
-
-    Image.init()
-    workers = max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
-    chunk = 64
-    with _notes_of_pillow(say) as current, concurrent.futures.ThreadPoolExecutor(workers) as pool:
-
-        def attempt(position):
-            current.path = files.paths[position]
-            try:
-                return function(position)
-            except UserError as error:
-                return error
-
-        chunks = pool.map(
-            lambda start: [attempt(i) for i in range(start, min(start + chunk, len(files)))],
-            range(0, len(files), chunk),
-        )
-        return [result for part in chunks for result in part]
 
 
 @contextlib.contextmanager

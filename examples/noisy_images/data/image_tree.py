@@ -80,10 +80,9 @@ def read(root: pathlib.Path) -> ImageTree:
             raise UserError(f"{splits.test} has classes that {train_root} lacks ({shorten(unknown)}): make them alike.")
         test = _labelled(test_folders, [folder.name for folder in folders], left_out)
     for folder in {root, train_root}:
-        hidden = [_hidden(path.name) for path in folder.iterdir() if path.name != _OWN_CACHE]
-        left_out["hidden"] += sum(hidden)
+        left_out["hidden"] += sum(hidden(path.name) and path.name != _OWN_CACHE for path in folder.iterdir())
         left_out["outside the class folders"] += sum(
-            path.is_file() and not _hidden(path.name) for path in folder.iterdir()
+            path.is_file() and not hidden(path.name) for path in folder.iterdir()
         )
     if left_out := +left_out:
         warnings.warn(f"left out of {printable(str(root))}: {_summary(left_out)}", stacklevel=4)
@@ -95,6 +94,11 @@ def image_files(folder: pathlib.Path, left_out: collections.Counter[str] | None 
     """Return the paths of all images in a folder and its sub-folders, sorted; count the other files by reason."""
     counter: collections.Counter[str] = collections.Counter() if left_out is None else left_out
     return list(_walk(str(folder), decoding.suffixes(), counter, ()))
+
+
+def hidden(name: str) -> bool:
+    """Return whether a name is hidden by custom, or one that systems leave behind in folders."""
+    return name.startswith(".") or name.lower() in _JUNK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,13 +147,9 @@ def _role(name: str) -> str | None:
     return next((role for role, pattern in _ROLES.items() if pattern.match(word)), None)
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _JUNK
-
-
 def _folders(root: pathlib.Path) -> list[pathlib.Path]:
     try:
-        return sorted(path for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
+        return sorted(path for path in root.iterdir() if path.is_dir() and not hidden(path.name))
     except OSError as error:
         raise UserError(f"cannot list {printable(str(root))} ({error.strerror}): check its permissions.") from error
 
@@ -160,7 +160,7 @@ def _has_images(folder: pathlib.Path) -> bool:
 
 def _is_nested(folder: pathlib.Path) -> bool:
     """Return whether a folder holds its images in sub-folders alone, as a split does."""
-    direct = (path for path in folder.iterdir() if path.is_file() and not _hidden(path.name))
+    direct = (path for path in folder.iterdir() if path.is_file() and not hidden(path.name))
     if any(path.suffix.lower() in decoding.suffixes() for path in direct):
         return False
     return any(map(_has_images, _folders(folder)))
@@ -178,7 +178,7 @@ def _walk(
         raise UserError(f"cannot list {printable(folder)} ({error.strerror}): check its permissions.") from error
     for entry in entries:
         suffix = os.path.splitext(entry.name)[1].lower()
-        if _hidden(entry.name):
+        if hidden(entry.name):
             left_out["hidden"] += entry.name != _OWN_CACHE
         elif entry.is_dir():
             stat = os.stat(entry.path)

@@ -1,6 +1,7 @@
 """The user's own arrays: an `.npz` of images or of features with their labels."""
 
 import collections
+import contextlib
 import pathlib
 import warnings
 import zipfile
@@ -76,29 +77,31 @@ def load(source: Source) -> Dataset:
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        # Without pickles: an array file must not be able to run code.
-        archive = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read {path} as .npz ({error}): write it with numpy.savez.") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise UserError(f"{path} holds a single array: write an .npz with the arrays images and labels.")
-    arrays = {}
-    with archive:
+    with contextlib.ExitStack() as stack:
+        try:
+            # Opened here: NumPy leaves a file open that it cannot read.
+            file = stack.enter_context(open(path, "rb"))
+            # Without pickles: an array file must not be able to run code.
+            archive = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"cannot read {path} as .npz ({error}): write it with numpy.savez.") from error
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError(f"{path} holds a single array: write an .npz with the arrays images and labels.")
         if unknown := [name for name in archive.files if name not in _KNOWN]:
             warnings.warn(f"{path} has arrays that are not used: {shorten(unknown)}", stacklevel=4)
-        for name in archive.files:
-            try:
-                if name in _KNOWN:
-                    arrays[name] = archive[name]
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-                if "allow_pickle" in str(error):
-                    raise UserError(
-                        f"{path}: {name} is an array of Python objects, which only running code could read: write it "
-                        "as numbers, or as strings with numpy.array(values, dtype=str)."
-                    ) from error
-                raise UserError(f"{path} is damaged ({error}): write it again.") from error
-    return arrays
+        return {name: _array(path, archive, name) for name in archive.files if name in _KNOWN}
+
+
+def _array(path: pathlib.Path, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    try:
+        return archive[name]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if "allow_pickle" in str(error):
+            raise UserError(
+                f"{path}: {name} is an array of Python objects, which only running code could read: write it "
+                "as numbers, or as strings with numpy.array(values, dtype=str)."
+            ) from error
+        raise UserError(f"{path} is damaged ({error}): write it again.") from error
 
 
 # --- images and features ------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from ..errors import UserError
 from .dataset import Dataset, Source, make_split
 from .file_names import shorten
 from .image_files import ImageFiles, decode_images
+from .image_tree import hidden
 
 MEAN = (0.4802, 0.4481, 0.3975)
 STD = (0.2302, 0.2265, 0.2262)
@@ -109,7 +110,8 @@ class _FolderTree:
         for wnid in os.listdir(train) if train.is_dir() else []:
             folder = train / wnid / "images"
             if folder.is_dir():
-                found[wnid] = [str(folder / name) for name in os.listdir(folder) if name.endswith(".JPEG")]
+                names = (name for name in os.listdir(folder) if name.endswith(".JPEG") and not hidden(name))
+                found[wnid] = [str(folder / name) for name in names]
         return found
 
 
@@ -151,7 +153,13 @@ class _ZipTree:
         found = collections.defaultdict(list)
         for name in self.names:
             parts = name.split("/")
-            if len(parts) == 5 and parts[:2] == [_FOLDER, "train"] and parts[3] == "images" and parts[4]:
+            if (
+                len(parts) == 5
+                and parts[:2] == [_FOLDER, "train"]
+                and parts[3] == "images"
+                and parts[4]
+                and not hidden(parts[4])
+            ):
                 found[parts[2]].append(name)
         return found
 

@@ -34,18 +34,17 @@ def summary(epochs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Reduce the metrics of all epochs to the numbers that are reported: best, chosen on held-out labels, and last.
 
     The best epoch on the test set is the paper's habit; choosing on the test set flatters every method. The epoch
-    chosen by the accuracy on the held-out noisy split is absent where there is no such split.
+    chosen by the accuracy on the held-out noisy split is absent where there is no such split, and all three where there
+    is no test set.
     """
     epochs = list(epochs)
     last = dict(epochs[-1])
-    best = max(epochs, key=lambda e: e["test_accuracy"])
-    values = {
-        "epochs": last["epoch"],
-        "best_test_accuracy": best["test_accuracy"],
-        "best_epoch": best["epoch"],
-        "last_test_accuracy": last["test_accuracy"],
-    }
-    if "heldout_accuracy" in last:
+    values = {"epochs": last["epoch"]}
+    if "test_accuracy" in last:
+        best = max(epochs, key=lambda e: e["test_accuracy"])
+        values |= {"best_test_accuracy": best["test_accuracy"], "best_epoch": best["epoch"]}
+        values["last_test_accuracy"] = last["test_accuracy"]
+    if "test_accuracy" in last and "heldout_accuracy" in last:
         chosen = max(epochs, key=lambda e: e["heldout_accuracy"])
         values |= {"chosen_test_accuracy": chosen["test_accuracy"], "chosen_epoch": chosen["epoch"]}
     for name in ("train_accuracy", "noisy_accuracy", "true_accuracy_on_noisy", "clean_accuracy", "gap"):

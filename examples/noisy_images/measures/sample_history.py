@@ -1,9 +1,10 @@
 """What a network learns when: the history of every training sample over a run, and what can be read off it.
 
 samples/samples.npz               labels (N,), clean_labels (N,) where they are known, index (N,): once
-samples/epochs-00001-00010.npz    epochs (E,), losses float32 (E, N), predictions (E, N): the epochs since the last file
+samples/epochs-00001-00010.npz    epochs (E,), losses float32 (E, N), predictions (E, N) and, where they were measured,
+                                  margins float16 (E, N): the epochs since the last file
 
-Losses are cross-entropies against the given labels. Both are measured after the epoch in evaluation mode on images
+Losses are cross-entropies against the given labels. All are measured after the epoch in evaluation mode on images
 without augmentation, by the evaluation that the metrics of the training set come from.
 
 The measures of a sample take `History` and return (N,). E is the number of evaluated epochs. A sample *is learned* in
@@ -35,6 +36,7 @@ class History:
       labels: int32 (N,), given labels.
       clean_labels: int32 (N,), true labels; None where they are unknown.
       index: int64 (N,), each sample's place in the source's own order.
+      margins: float16 (E, N), logit of the given label minus the largest other; None where they were not measured.
     """
 
     epochs: np.ndarray
@@ -43,6 +45,7 @@ class History:
     labels: np.ndarray
     clean_labels: np.ndarray | None
     index: np.ndarray
+    margins: np.ndarray | None = None
 
 
 class Recorder:
@@ -55,7 +58,7 @@ class Recorder:
     def __init__(self, folder: Path, train: Split, num_classes: int, last_epoch: int):
         self._folder = folder / FOLDER
         self._dtype = np.int16 if num_classes <= np.iinfo(np.int16).max else np.int32
-        self._pending: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self._pending: list[dict[str, int | np.ndarray]] = []
         for path in _parts(folder):
             if int(path.stem.split("-")[2]) > last_epoch:
                 path.unlink()
@@ -63,17 +66,26 @@ class Recorder:
         with replacing(self._folder / "samples.npz") as temporary:
             np.savez(temporary, labels=train.labels, index=train.index, **clean)
 
-    def add(self, epoch: int, losses: np.ndarray, predictions: np.ndarray) -> None:
-        """Keep what was measured after an epoch, (N,) each, until it is written."""
-        self._pending.append((epoch, losses.astype(np.float32), predictions.astype(self._dtype)))
+    def add(self, epoch: int, losses: np.ndarray, predictions: np.ndarray, margins: np.ndarray | None = None) -> None:
+        """Keep what was measured after an epoch, (N,) each, until it is written; margins every time or never."""
+        measured = {
+            "epochs": epoch,
+            "losses": losses.astype(np.float32),
+            "predictions": predictions.astype(self._dtype),
+        }
+        if margins is not None:
+            largest = np.finfo(np.float16).max
+            measured["margins"] = np.clip(margins, -largest, largest).astype(np.float16)
+        self._pending.append(measured)
 
     def write(self) -> None:
         """Write the epochs since the last write, whole or not at all."""
         if not self._pending:
             return
-        epochs, losses, predictions = map(np.stack, zip(*self._pending, strict=True))
+        measured = {name: np.stack([one[name] for one in self._pending]) for name in self._pending[0]}
+        epochs = measured["epochs"]
         with replacing(self._folder / f"epochs-{epochs[0]:05d}-{epochs[-1]:05d}.npz") as temporary:
-            np.savez(temporary, epochs=epochs, losses=losses, predictions=predictions)
+            np.savez(temporary, **measured)
         self._pending.clear()
 
 
@@ -97,7 +109,10 @@ def read(run: Path) -> History:
         epochs, losses, predictions = (
             np.concatenate([part[name] for part in history]) for name in ("epochs", "losses", "predictions")
         )
-        read = History(epochs, losses, predictions, samples["labels"], samples.get("clean_labels"), samples["index"])
+        # A run that was begun without margins has none of its first epochs.
+        margins = np.concatenate([p["margins"] for p in history]) if all("margins" in p for p in history) else None
+        clean = samples.get("clean_labels")
+        read = History(epochs, losses, predictions, samples["labels"], clean, samples["index"], margins)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"the history in {run / FOLDER} cannot be read ({error}): restore it or train again."
@@ -110,7 +125,8 @@ def read(run: Path) -> History:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as archive:
+    # Opened here: NumPy leaves a damaged archive open.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
 
@@ -121,6 +137,20 @@ def mean_loss(history: History) -> np.ndarray:
     (Pleiss et al., NeurIPS 2020) averages the margin instead of the loss.
     """
     return history.losses.mean(axis=0, dtype=np.float64)
+
+
+def area_under_margin(history: History) -> np.ndarray:
+    """Return the mean over the epochs of the margin `z_y - max_{k != y} z_k` of the logits, float64; low is suspicious.
+
+    AUM (Pleiss et al., NeurIPS 2020, definition 1), which takes the logits of the training steps: here they are those
+    after each epoch, in evaluation mode.
+
+    Raises:
+      ValueError: The margins were not measured.
+    """
+    if history.margins is None:
+        raise ValueError("the history has no margins.")
+    return history.margins.mean(axis=0, dtype=np.float64)
 
 
 def last_loss(history: History) -> np.ndarray:

@@ -21,6 +21,7 @@ from .. import files
 from ..config import run_name
 from ..errors import UserError
 from ..measures import plots, tables
+from ..training import timing
 from . import comparison, presets, records, runs, study
 from .presets import ALL, PUBLISHED_SEEDS, Cell, Published, Scale, Selection
 from .records import Record, Run
@@ -327,7 +328,7 @@ def _where(rows: Sequence[Row]) -> str:
         return ""
     devices = ", ".join(dict.fromkeys(run.device for run in complete))
     commits = ", ".join(dict.fromkeys(run.commit for run in complete))
-    took = runs.duration(sum(run.seconds for run in complete))
+    took = timing.duration(sum(run.seconds for run in complete))
     return f"\n\n{len(complete)} runs, {took} in all, on {devices}; commit {commits}."
 
 

@@ -1,10 +1,8 @@
 """Carry out a preset of the paper: what is to be run, how long it will take, and the runs themselves."""
 
 import dataclasses
-import itertools
 import math
 import re
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -203,13 +201,14 @@ class Clock:
 
 
 def _run_all(todo: Sequence[Config], out: Path, needed: Mapping[Config, float], clock: Clock) -> dict[str, UserError]:
-    from ..training import run
+    from ..training import run, timing
 
     failures, left_out = {}, 0
     for number, config in enumerate(todo, 1):
         folder, estimated = out / run_name(config), needed.get(config, 0.0)
         if (needs := clock.needs(config, estimated)) > (left := clock.left()):
-            print(f"[{number}/{len(todo)}] {folder.name} does not fit: {duration(needs)} of {duration(max(left, 0))}")
+            lacks = f"{timing.duration(needs)} of {timing.duration(max(left, 0))}"
+            print(f"[{number}/{len(todo)}] {folder.name} does not fit: {lacks}")
             left_out += 1
             continue
         print(f"[{number}/{len(todo)}] {folder.name}", flush=True)
@@ -237,23 +236,24 @@ def _runs(count: int) -> str:
 
 def _say_how_long(todo: Sequence[Config], out: Path) -> dict[Config, float]:
     """Return the seconds that each run takes from where it is, compilation not counted, and say their sum."""
+    from ..training import preparation, timing
+
     measured: dict[Config, float] = {}
     needed: dict[Config, float] = {}
     for config in todo:
         kind = _kind(config)
         if kind not in measured:
-            measured[kind] = seconds_per_epoch(config)
+            measured[kind] = timing.seconds_per_epoch(preparation.prepare(config))
             passes = "one pass a step" if config.optimizer.method == "sgd" else "two passes a step"
             companion = "" if config.training.companion == "none" else f", {config.training.companion}"
             print(
                 f"  {config.data.dataset}, {config.network.model}, {passes}{companion}: "
-                f"{duration(measured[kind])} an epoch",
+                f"{timing.duration(measured[kind])} an epoch",
                 flush=True,
             )
         done = files.read_json_lines(out / run_name(config) / "metrics.jsonl")
         needed[config] = measured[kind] * (config.training.epochs - (done[-1]["epoch"] if done else 0))
-    total = duration(sum(needed.values()))
-    print(f"about {total} on this device, estimated from a few steps; compilation not counted", flush=True)
+    print(timing.estimate(sum(needed.values())), flush=True)
     return needed
 
 
@@ -263,47 +263,3 @@ def _kind(config: Config) -> Config:
     alike = ("rate", "noise", "human_labels", "rho", "alpha", "alpha_ramp", "seed", "epochs", "learning_rate_drops")
     settings = {name: usual[name] for name in alike}
     return replace(config, **settings, method="sgd" if config.optimizer.method == "sgd" else "two passes")
-
-
-def seconds_per_epoch(config: Config, seconds: float = 2.0, steps: int = 20) -> float:
-    """Time a few steps and evaluations of a run, compilation apart, and return what an epoch takes."""
-    import jax
-    import numpy as np
-
-    from ..training import preparation
-    from ..training.trainer import EVALUATION_BATCH, Trainer
-
-    prepared = preparation.prepare(config)
-    # Step by step, so that a few of them can be taken.
-    trainer = Trainer(replace(config, scan_epochs=False), prepared.dataset)
-    times = []
-    training_steps = itertools.chain.from_iterable(trainer.train_epoch() for _ in itertools.count())
-    while len(times) < 3 or (len(times) <= steps and sum(times[1:]) < seconds):
-        started = time.perf_counter()
-        next(training_steps)
-        jax.block_until_ready(trainer.state)
-        times.append(time.perf_counter() - started)
-    # The first step is compiled.
-    step = statistics.median(times[1:])
-    test = prepared.dataset.test
-    few = test.take(np.arange(min(len(test), 2 * EVALUATION_BATCH)))
-    trainer.evaluate(few)
-    started = time.perf_counter()
-    trainer.evaluate(few)
-    image = (time.perf_counter() - started) / len(few)
-    images = len(test) + len(prepared.dataset.train) / config.circumstances.evaluate_every
-    analysis = 0.0
-    if config.circumstances.analyse_batches:
-        trainer.analyse_gradients()
-        started = time.perf_counter()
-        trainer.analyse_gradients()
-        analysis = time.perf_counter() - started
-    return step * trainer.steps_per_epoch + image * images + analysis
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in the two units that matter."""
-    if seconds < 60:
-        return f"{seconds:.2g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

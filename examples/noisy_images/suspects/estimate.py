@@ -75,9 +75,8 @@ def by_confident_learning(
     Raises:
       UserError: cleanlab is missing, there is one class, or there are too many.
     """
-    count = _cleanlab_count()
-    _check(labels, probabilities)
     samples, classes = probabilities.shape
+    count = _cleanlab_count(labels, classes)
     if resamples is None:
         resamples = int(np.clip(_WORK / (samples * classes + classes**2), *_RESAMPLES))
     # The plain count of confident off-diagonal samples leaves out those that are not confident of any class, which are
@@ -129,8 +128,7 @@ def confused_classes(labels: np.ndarray, probabilities: np.ndarray, most: int = 
       probabilities: float (N, K), out of sample.
       most: Number of pairs, those with an estimated sample at least.
     """
-    count = _cleanlab_count()
-    _check(labels, probabilities)
+    count = _cleanlab_count(labels, probabilities.shape[1])
     joint = _quietly(lambda: count.estimate_joint(labels, probabilities))
     return _pairs(len(labels) * joint, np.bincount(labels, minlength=len(joint)), most)
 
@@ -188,20 +186,26 @@ def as_json(estimate: Estimate, confusions: Sequence[Confusion], class_names: Se
     }
 
 
-def available() -> bool:
-    """Return whether cleanlab is installed."""
-    return importlib.util.find_spec("cleanlab") is not None
-
-
-def _check(labels: np.ndarray, probabilities: np.ndarray) -> None:
-    classes = probabilities.shape[1]
+def why_not(labels: np.ndarray, classes: int) -> str | None:
+    """Return why confident learning cannot estimate anything here, as a sentence without its end; None where it can."""
+    if importlib.util.find_spec("cleanlab") is None:
+        return "confident learning needs cleanlab, which is not installed"
     if classes > MAX_CLASSES:
-        raise UserError(
-            f"confident learning keeps a table of {classes:,} x {classes:,} classes, more than {MAX_CLASSES:,}: "
-            "estimate the number of wrong labels from the histories."
-        )
+        return f"confident learning keeps a table of {classes:,} x {classes:,} classes, more than {MAX_CLASSES:,}"
     if len(np.unique(labels)) < 2:
-        raise UserError("all given labels are the same: confident learning needs samples of two classes or more.")
+        return "confident learning needs samples of two classes or more, and all given labels are the same"
+    return None
+
+
+def _cleanlab_count(labels: np.ndarray, classes: int) -> Any:
+    """Return cleanlab's estimators; an error where they cannot be used."""
+    reason = why_not(labels, classes)
+    if reason is not None:
+        needs = 'run `pip install -e ".[suspects]"`' if "cleanlab" in reason else "rank by the history of a run"
+        raise UserError(f"{reason}: {needs}.")
+    from cleanlab import count
+
+    return count
 
 
 def _quietly(compute: Callable[[], Any]) -> Any:
@@ -209,13 +213,3 @@ def _quietly(compute: Callable[[], Any]) -> Any:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         return compute()
-
-
-def _cleanlab_count() -> Any:
-    try:
-        from cleanlab import count
-    except ImportError as error:
-        raise UserError(
-            'the estimate from probabilities needs cleanlab: run `pip install -e ".[suspects]"`.'
-        ) from error
-    return count

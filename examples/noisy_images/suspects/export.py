@@ -22,7 +22,7 @@ import numpy as np
 from .. import files
 from ..data.file_names import original, printable
 from ..errors import UserError
-from .decisions import Applied
+from ..labels.decisions import Applied
 
 COLUMNS = ("id", "fingerprint", "decision", "given_label", "new_label", "target")
 

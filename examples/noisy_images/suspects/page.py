@@ -20,8 +20,8 @@ import numpy as np
 
 from .. import data, files
 from ..errors import UserError
+from ..labels.decisions import first_repeated
 from . import estimate
-from .decisions import first_repeated
 from .suspicion import Ranking
 
 if TYPE_CHECKING:

@@ -25,11 +25,13 @@ from ..errors import UserError, unknown_name
 from ..measures import sample_history
 from ..measures.sample_history import History
 from . import cross_validation, estimate, page
+from .scores import MARGIN_SCORES, PROBABILITY_SCORES, SCORES
 from .scores import OUT_OF_SAMPLE as OUT_OF_SAMPLE
-from .scores import PROBABILITY_SCORES, SCORES
 from .suspicion import Ranking, from_histories, from_probabilities, quality, write_csv
 
 SHOWN = 10
+# The scores that samples are ranked by where none is asked for.
+OF_HISTORIES, OF_PROBABILITIES = "mean_loss", "normalized_margin"
 
 
 def rank(
@@ -45,7 +47,8 @@ def rank(
     Args:
       folders: Runs on the same samples with the same given labels.
       output: Folder to write.
-      score: A name of `SCORES`, or with `folds` of `PROBABILITY_SCORES`.
+      score: A name of `SCORES`, of `MARGIN_SCORES` where the histories hold margins, or with `folds` of
+        `PROBABILITY_SCORES`.
       top: Images on the contact sheet.
       folds: Number of folds to cross-validate every run by; not at all if None.
       whereabouts: Where the runs find their files now.
@@ -58,7 +61,7 @@ def rank(
 
     if score in PROBABILITY_SCORES and folds is None:
         raise UserError(f"--score {score} needs the folds: add --cross-validate 5.")
-    _check(score, (*SCORES, *PROBABILITY_SCORES), top)
+    _check(score, (*SCORES, *MARGIN_SCORES, *PROBABILITY_SCORES), top)
     histories = [sample_history.read(folder) for folder in folders]
     for folder, history in zip(folders, histories, strict=True):
         if not _same_samples(history, histories[0]):
@@ -66,6 +69,8 @@ def rank(
                 f"{folder} and {folders[0]} have other samples or other given labels: rank runs together that differ "
                 "in --seed alone, trained with one --noise-seed."
             )
+    if score in MARGIN_SCORES and any(history.margins is None for history in histories):
+        raise UserError(f"--score {score} needs the margins, which these runs did not keep: choose mean_loss.")
     in_sample, out_of_sample = [], []
     for folder, history in zip(folders, histories, strict=True):
         trainer, prepared = run.restored(folder, whereabouts=whereabouts)
@@ -76,8 +81,9 @@ def rank(
             out_of_sample.append(cross_validation.out_of_sample(folder, folds, whereabouts))
     dataset = prepared.dataset
     ranking = from_histories(histories, out_of_sample, score, dataset.train, dataset.class_names)
-    if out_of_sample and ranking.estimate.method == "histories":
-        _note("cleanlab is not installed, so the number of wrong labels is estimated from the histories.")
+    reason = estimate.why_not(dataset.train.labels, dataset.num_classes)
+    if out_of_sample and reason is not None:
+        _note(f"{reason}: the number of wrong labels is estimated from the histories.")
 
     arrays = {"labels": dataset.train.labels, "pred_probs_in_sample": np.mean(in_sample, axis=0)}
     if out_of_sample:
@@ -169,7 +175,7 @@ def contact_sheet(ranking: Ranking, top: int, path: Path) -> None:
     title = (
         f"most suspicious of {len(train):,} training samples by {ranking.score.replace('_', ' ')}: given → suggested"
     )
-    plots.save(plots.contact_sheet_figure([_image(train, int(i)) for i in chosen], captions, title), path)
+    plots.contact_sheets([_image(train, int(i)) for i in chosen], captions, title, path)
 
 
 def _image(split: data.Split, position: int) -> np.ndarray:

@@ -24,6 +24,9 @@ SCORES: dict[str, Callable[[History], np.ndarray]] = {
     "first_learned": sample_history.first_learned,
 }
 
+# Of histories that hold margins.
+MARGIN_SCORES: dict[str, Callable[[History], np.ndarray]] = {"area_under_margin": sample_history.area_under_margin}
+
 
 def given_loss(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return `-log p_y`, the cross-entropy of the given label, finite also where float32 has rounded `p_y` to zero."""
@@ -53,4 +56,4 @@ PROBABILITY_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = 
     "self_confidence": self_confidence,
     "normalized_margin": normalized_margin,
 }
-LOW = frozenset({"self_confidence", "normalized_margin"})
+LOW = frozenset({*MARGIN_SCORES, "self_confidence", "normalized_margin"})

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import data, files
+from ..data.file_names import printable
 from ..errors import UserError, unknown_name
 from ..measures import sample_history
 from ..measures.sample_history import History
@@ -77,13 +78,14 @@ def from_histories(
 ) -> Ranking:
     """Rank samples by their histories in several runs, and by their probabilities out of sample where there are any.
 
-    The number of wrong labels is estimated from the probabilities where there are any and cleanlab is installed, else
-    from the histories.
+    The number of wrong labels is estimated from the probabilities where there are any and confident learning can
+    use them, else from the histories.
     """
-    values = {name: np.stack([measure(history) for history in histories]) for name, measure in scores.SCORES.items()}
+    measures = scores.SCORES | (scores.MARGIN_SCORES if all(one.margins is not None for one in histories) else {})
+    values = {name: np.stack([measure(history) for history in histories]) for name, measure in measures.items()}
     values |= _of_probabilities(out_of_sample, train.labels)
     suggested = sample_history.most_predicted(histories, len(class_names))
-    if out_of_sample and estimate.available():
+    if out_of_sample and estimate.why_not(train.labels, len(class_names)) is None:
         found = _by_confident_learning(train.labels, np.mean(out_of_sample, axis=0))
     else:
         found = (
@@ -229,7 +231,7 @@ def write_csv(ranking: Ranking, path: Path) -> None:
         for place, i in enumerate(ranking.order, start=1):
             given, suggested = int(train.labels[i]), int(ranking.suggested[i])
             line = [place, int(train.index[i]), ranking.ids[i], ranking.fingerprints[i]]
-            line += [train.paths[i]] if train.paths is not None else []
+            line += [printable(train.paths[i])] if train.paths is not None else []
             line += [given, names[given], suggested, names[suggested], int(is_suspect[i])]
             line += [f"{values[i]:.6g}" for values in (ranking.suspicion[ranking.score], *ranking.values.values())]
             if train.clean_labels is not None:

@@ -105,7 +105,7 @@ def train_to_the_end(trainer: Trainer, prepared: Prepared, folder: Path, resume:
                     "steps_per_second": (trainer.step - first_step) / trained,
                     "seconds": time.monotonic() - started,
                 }
-                if not np.isfinite(record["test_loss"]):
+                if not np.isfinite(record.get("test_loss", 0.0)):
                     raise _non_finite("test loss", trainer, checkpoints, trainer.step - 1, record["running_loss"])
                 journal.epoch(record)
                 stop = stop_requested()
@@ -166,11 +166,12 @@ def measure(
     What the training set's metrics are computed from is kept by the recorder, sample by sample.
     """
     dataset = prepared.dataset
-    losses, predictions = trainer.evaluate(dataset.test)
-    values = {
-        "test_accuracy": float((predictions == dataset.test.labels).mean()),
-        "test_loss": float(losses.mean()),
-    }
+    values = {}
+    # One's own data may be trained on whole.
+    if len(dataset.test):
+        losses, predictions = trainer.evaluate(dataset.test)
+        values["test_accuracy"] = float((predictions == dataset.test.labels).mean())
+        values["test_loss"] = float(losses.mean())
     if prepared.heldout is not None:
         _, predictions = trainer.evaluate(prepared.heldout)
         values["heldout_accuracy"] = float((predictions == prepared.heldout.labels).mean())
@@ -179,7 +180,8 @@ def measure(
         if recorder is not None:
             recorder.add(trainer.epoch, losses, predictions)
         values |= metrics.on_training_set(predictions, losses, dataset.train.labels, dataset.train.clean_labels)
-        values["generalization_gap"] = values["train_accuracy"] - values["test_accuracy"]
+        if len(dataset.test):
+            values["generalization_gap"] = values["train_accuracy"] - values["test_accuracy"]
     return values
 
 
@@ -189,8 +191,9 @@ def _save(trainer: Trainer, checkpoints: Checkpoints, journal: Journal) -> None:
         journal.samples.write()
     progress = {"epoch": 0}
     if journal.history:
-        best = metrics.summary(journal.history)["best_epoch"]
-        progress = {"epoch": journal.history[-1]["epoch"], "best_epoch": best}
+        summary = metrics.summary(journal.history)
+        progress = {name: summary[name] for name in ("epochs", "best_epoch") if name in summary}
+        progress["epoch"] = progress.pop("epochs")
     checkpoints.save(trainer.state, progress)
 
 

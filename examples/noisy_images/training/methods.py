@@ -31,7 +31,7 @@ Stage = Callable[..., optax.GradientTransformation]
 
 _BASES: dict[str, Stage] = {
     "sam": lambda p, **options: saner_jax.sam(p.rho, **options),
-    "asam": lambda p, **options: saner_jax.asam(p.rho, p.asam_eta, p.asam_mask, **options),
+    "asam": lambda p, **options: saner_jax.asam(p.rho, p.asam_eta, adaptive_mask=p.asam_mask, **options),
     "gsam": lambda p, **options: saner_jax.gsam(p.rho, p.gsam_alpha, **options),
     "fsam": lambda p, **options: saner_jax.fsam(p.rho, p.fsam_sigma, p.fsam_decay, **options),
     "vasso": lambda p, **options: saner_jax.vasso(p.rho, p.vasso_theta, **options),
@@ -43,7 +43,7 @@ def _on_top(base: Stage) -> Stage:
 
 
 def _on_sam(reweight: Callable[[Hyperparameters], optax.GradientTransformation]) -> Stage:
-    return lambda p, **options: saner_jax.sam(p.rho, reweight(p), **options)
+    return lambda p, **options: saner_jax.sam(p.rho, reweight=reweight(p), **options)
 
 
 def scale_to_norm_of(stage: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -70,7 +70,7 @@ METHODS: dict[str, Stage] = {
     "saner_turned": _on_sam(lambda p: saner_jax.downweight(p.alpha, where=saner_jax.is_turned)),
     "saner_grown": _on_sam(lambda p: saner_jax.downweight(p.alpha, where=saner_jax.is_grown)),
     "saner_last_layer": _on_sam(lambda p: saner_jax.downweight(p.alpha, mask=_last_layer)),
-    "saner_random": _on_sam(lambda p: saner_jax.downweight_random(p.alpha, p.seed)),
+    "saner_random": _on_sam(lambda p: saner_jax.downweight_random(p.alpha, seed=p.seed)),
     "saner_norm": _on_sam(lambda p: scale_to_norm_of(saner_jax.downweight(p.alpha))),
 }
 SUMMARIES = {
@@ -130,7 +130,7 @@ def hyperparameters(
     alpha: optax.ScalarOrSchedule = config.optimizer.alpha
     if ramp_epochs:
         tread = steps_per_epoch if config.optimizer.alpha_ramp_by == "epoch" else None
-        alpha = saner_jax.alpha_ramp(config.optimizer.alpha, ramp_epochs * steps_per_epoch, tread)
+        alpha = saner_jax.alpha_ramp(config.optimizer.alpha, ramp_epochs * steps_per_epoch, steps_per_epoch=tread)
 
     return Hyperparameters(
         rho=rho,

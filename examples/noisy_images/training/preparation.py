@@ -1,6 +1,7 @@
 """From a configuration to the samples of a run: the data loaded, subsets cut, labels made noisy, splits held out."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
@@ -8,14 +9,16 @@ from .. import config as configuration
 from .. import data, models
 from ..config import Config
 from ..errors import UserError, unknown_name
-from ..labels import human_labels, noise
-from . import methods
+from ..labels import decisions, human_labels, noise
+from . import methods, own
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """A data set with its noisy labels."""
 
+    config: Config
+    """The configuration, with what was left to the data decided."""
     dataset: data.Dataset
     """What is trained and tested on."""
     samples: data.Dataset
@@ -31,7 +34,7 @@ def prepare(config: Config) -> Prepared:
     configuration.check(config)
     if config.optimizer.method not in methods.METHODS:
         raise unknown_name("method", config.optimizer.method, methods.METHODS)
-    if config.network.model not in models.MODELS:
+    if config.network.model not in (*models.MODELS, "auto"):
         raise unknown_name("model", config.network.model, models.MODELS)
     dataset = data.load(
         config.data.dataset,
@@ -39,10 +42,14 @@ def prepare(config: Config) -> Prepared:
         skip_corrupt=config.circumstances.skip_corrupt,
         seed=config.data.data_seed,
         image_size=config.data.image_size,
+        largest_side=config.data.largest_side,
+        test_share=config.data.test_share,
         validation_dir=config.circumstances.validation_dir,
         crop_padding=config.data.crop_padding,
         flip=config.data.flip,
     )
+    if config.circumstances.decisions is not None:
+        dataset = decided(dataset, Path(config.circumstances.decisions))
     train, test = dataset.train, dataset.test
     if config.data.test_subset is not None:
         test = data.stratified_subset(test, config.data.test_subset, dataset.num_classes, config.data.data_seed)
@@ -55,6 +62,7 @@ def prepare(config: Config) -> Prepared:
         audit = noise.audit(train.labels, train.clean_labels, dataset.class_names, nominal, config.labels.noise)
 
     samples = dataclasses.replace(dataset, train=train, test=test)
+    config = own.settled(config, samples)
 
     heldout = None
     if config.data.holdout:
@@ -68,7 +76,20 @@ def prepare(config: Config) -> Prepared:
     left_out = None
     if config.data.folds is not None:
         train, left_out = data.leave_out_fold(train, config.data.folds, config.data.fold, config.data.data_seed)
-    return Prepared(dataclasses.replace(dataset, train=train, test=test), samples, heldout, audit, left_out)
+    return Prepared(config, dataclasses.replace(dataset, train=train, test=test), samples, heldout, audit, left_out)
+
+
+def decided(dataset: data.Dataset, path: Path) -> data.Dataset:
+    """Return a data set with a person's decisions about its given labels applied, in both splits."""
+    splits = (dataset.train, dataset.test)
+    ids, fingerprints = ([one for split in splits for one in of(split)] for of in (data.identities, data.fingerprints))
+    labels = np.concatenate([split.labels for split in splits])
+    applied = decisions.apply(decisions.read(path), ids, fingerprints, labels, dataset.class_names)
+    train, test = (
+        decisions.taken(split, decisions.part(applied, start, len(split)))
+        for split, start in zip(splits, (0, len(dataset.train)), strict=True)
+    )
+    return dataclasses.replace(dataset, train=train, test=test)
 
 
 def add_noise(config: Config, dataset: data.Dataset, train: data.Split) -> data.Split:

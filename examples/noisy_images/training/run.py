@@ -26,7 +26,7 @@ from ..config import AS_STARTED, Config, Whereabouts
 from ..data import identity
 from ..errors import UserError
 from ..measures import metrics
-from . import devices, launch
+from . import devices, launch, timing
 from .checkpoints import Checkpoints
 from .environment import environment
 from .epochs import measure, train_to_the_end
@@ -34,8 +34,14 @@ from .preparation import Prepared, prepare
 from .trainer import Trainer
 
 
-def train(config: Config, folder: Path, device_count: int | None = None) -> dict[str, Any]:
+def train(config: Config, folder: Path, device_count: int | None = None, estimate: bool = False) -> dict[str, Any]:
     """Train one run from its start to its end, on all devices or on some; returns the summary.
+
+    Args:
+      config: The run.
+      folder: Its folder, which holds no run yet.
+      device_count: Number of devices; all if None.
+      estimate: Say first how long it takes.
 
     Raises:
       UserError: The configuration or the data is wrong, or the folder already holds a run.
@@ -49,7 +55,7 @@ def train(config: Config, folder: Path, device_count: int | None = None) -> dict
     # Everything that can be wrong is found before the folder is made.
     prepared = prepare(config)
     # The data is found again from wherever the run is gone on with.
-    config = AS_STARTED.of(config)
+    config = AS_STARTED.of(prepared.config)
     trainer = Trainer(config, prepared.dataset, devices.mesh(device_count))
     # No process makes what another one has not looked for yet.
     launch.wait_for_others("checked")
@@ -67,6 +73,9 @@ def train(config: Config, folder: Path, device_count: int | None = None) -> dict
                 print(f"{folder.name}: {prepared.audit.summary()}", flush=True)
                 _optional(lambda: prepared.audit.save(folder))
             files.write_json(folder / "config.json", configuration.to_json(config))
+        if estimate:
+            seconds = timing.seconds_per_epoch(prepared) * config.training.epochs
+            print(f"{config.network.model}, {config.training.epochs} epochs: {timing.estimate(seconds)}", flush=True)
         return _complete(trainer, prepared, folder, resume=False)
 
 
@@ -84,11 +93,11 @@ def resume(folder: Path, device_count: int | None = None, whereabouts: Whereabou
         return _complete(trainer, prepared, folder, resume=True)
 
 
-def run_one(config: Config, folder: Path, device_count: int | None = None) -> dict[str, Any]:
+def run_one(config: Config, folder: Path, device_count: int | None = None, estimate: bool = False) -> dict[str, Any]:
     """Bring one run to its end: start it, go on with it, or leave it as it is when it is complete."""
     configuration.check_same_run(config, folder)
     if not (folder / "config.json").exists():
-        return train(config, folder, device_count)
+        return train(config, folder, device_count, estimate)
     if not (folder / "summary.json").exists():
         return resume(folder, device_count)
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -160,7 +169,8 @@ def _plot(history: list[dict[str, Any]], folder: Path) -> None:
     from ..measures import plots
 
     panels = plots.FIGURES_5_TO_7 if "noisy_accuracy" in history[-1] else ("train_accuracy", "test_accuracy")
-    plots.curves({folder.name: [history]}, folder / "curves.png", panels)
+    known = tuple(panel for panel in panels if panel in history[-1])
+    plots.curves({folder.name: [history]}, folder / "curves.png", known)
 
 
 def _optional(write: Any) -> None:

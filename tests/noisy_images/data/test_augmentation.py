@@ -89,3 +89,12 @@ def test_normalise(dtype):
     np.testing.assert_allclose(
         np.asarray(result, np.float64), expected, rtol=1e-2 if dtype == jnp.bfloat16 else 1e-5, atol=1e-5
     )
+
+
+def test_features_are_standardised_and_never_moved():
+    features = np.random.default_rng(0).normal(3, 2, (6, 4)).astype(np.float32)
+    mean, std = features.mean(0), features.std(0)
+    result = augmentation.normalise(jnp.asarray(features), mean, std)
+    np.testing.assert_allclose(result, (features - mean) / std, rtol=1e-5, atol=1e-6)
+    moved = augmentation.augment(jax.random.key(0), jnp.asarray(features), crop_padding=0, flip=False)
+    np.testing.assert_array_equal(moved, features)

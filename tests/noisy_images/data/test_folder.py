@@ -23,7 +23,8 @@ def test_folder_with_train_and_test(tmp_path):
     _write_tree(tmp_path / "test", {"cat": 2, "dog": 3})
     (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
     (tmp_path / "train" / ".cache").mkdir()
-    loaded = data.load("folder", data_dir=tmp_path)
+    with pytest.warns(UserWarning, match="left out of .*: 1 ending in .txt, 1 hidden"):
+        loaded = data.load("folder", data_dir=tmp_path)
     assert loaded.class_names == ("bird", "cat", "dog")
     assert loaded.image_shape == (8, 10, 3) and loaded.train.images.dtype == np.uint8
     assert np.bincount(loaded.train.labels).tolist() == [4, 6, 5]
@@ -53,9 +54,9 @@ def test_folder_of_a_given_size_or_too_large_for_memory_is_streamed(tmp_path, mo
     monkeypatch.setattr(folder, "MAX_BYTES_IN_MEMORY", 1000)
     assert data.load("folder", data_dir=tmp_path).train.streamed
     monkeypatch.undo()
-    for size in (None, 16):
-        loaded = data.load("folder", data_dir=tmp_path, image_size=size, in_memory=True)
-        assert not loaded.train.streamed and loaded.image_shape == ((16, 16, 3) if size else (8, 10, 3))
+    for largest, shape in ((None, (8, 10, 3)), (16, (8, 10, 3)), (6, (6, 6, 3))):
+        loaded = data.load("folder", data_dir=tmp_path, largest_side=largest)
+        assert not loaded.train.streamed and loaded.image_shape == shape
 
 
 def test_one_odd_size_among_many_is_fitted_to_the_others(tmp_path):
@@ -78,7 +79,7 @@ def test_images_of_many_sizes_are_decoded_once_at_the_side_that_the_network_sees
     loaded = data.load("folder", data_dir=tmp_path, test_share=0)
     assert not loaded.train.streamed and loaded.image_shape == (40, 40, 3)
     assert loaded.train.images[..., 0].max() <= 80
-    given = data.load("folder", data_dir=tmp_path, image_size=24, in_memory=True)
+    given = data.load("folder", data_dir=tmp_path, largest_side=24)
     assert not given.train.streamed and given.image_shape == (24, 24, 3)
     monkeypatch.setattr(folder, "MAX_BYTES_IN_MEMORY", 1000)
     streamed = data.load("folder", data_dir=tmp_path)

@@ -53,7 +53,8 @@ def test_npz_with_its_own_test_set_and_names(tmp_path):
         test_labels=test["labels"],
         class_names=np.array(list("abcdefg")),
     )
-    loaded = data.load("npz", data_dir=path)
+    with pytest.warns(UserWarning, match=r"no training sample of 2 of 7 classes \(f, g\)"):
+        loaded = data.load("npz", data_dir=path)
     assert loaded.image_shape == (8, 8, 1) and len(loaded.train) == 20 and len(loaded.test) == 6
     assert loaded.class_names == tuple("abcdefg")
     assert (loaded.crop_padding, loaded.flip) == (0, False)

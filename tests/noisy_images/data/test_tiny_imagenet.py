@@ -121,3 +121,16 @@ def test_other_folders_and_cut_zips(tmp_path):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match="is cut short or damaged"):
         data.load("tiny_imagenet", data_dir=path)
+
+
+def test_an_image_is_the_same_in_the_folder_and_in_the_zip(tmp_path):
+    files = _files()
+    files["train/n02124075/images/._n02124075_0.JPEG"] = b"\0\5\x16\7 left by a Mac"
+    loaded = [data.load("tiny_imagenet", data_dir=write(tmp_path, files)) for write in (_write_folder, _write_zip)]
+    for split in ("train", "test"):
+        first, second = (getattr(one, split) for one in loaded)
+        assert data.identities(first) == data.identities(second)
+        assert data.fingerprints(first) == data.fingerprints(second)
+    assert data.identities(loaded[0].train)[2] == "train/n01443537/images/n01443537_2.JPEG"
+    assert data.identities(loaded[0].test)[0] == "val/images/val_0.JPEG"
+    data.check_same_samples(data.fingerprint(loaded[0]), loaded[1])

@@ -107,3 +107,9 @@ def test_without_validation_images(tree):
     (tree / "val_images_256").rename(tree / "elsewhere")
     with pytest.raises(UserError, match="has no folder val_images_256"):
         data.load("mini_webvision", data_dir=tree)
+
+
+def test_an_image_is_known_by_its_place_in_the_release(tree):
+    loaded = data.load("mini_webvision", data_dir=tree)
+    assert data.identities(loaded.train)[3] == "google/q0003/other.jpg"
+    assert data.identities(loaded.test) == ["val_images_256/val000000.jpg", "val_images_256/val000002.jpg"]

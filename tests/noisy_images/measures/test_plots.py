@@ -242,7 +242,7 @@ def test_letters_that_no_font_has_are_said_once(tmp_path):
 
 def test_many_images_are_several_sheets(tmp_path, monkeypatch):
     sizes = []
-    monkeypatch.setattr(plots, "SHEET", 20)
+    monkeypatch.setattr(plots, "SHEET", 24)
     monkeypatch.setattr(
         plots, "save", lambda figure, path: sizes.append((len(figure.axes), figure.get_figheight(), path))
     )

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from examples.noisy_images import config as configuration
-from examples.noisy_images import files
+from examples.noisy_images import data, files
 from examples.noisy_images.config import configure, replace
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.measures import sample_history
@@ -283,3 +283,31 @@ def test_one_epoch_is_enough(example):
     assert sample_history.forgetting_events(one).tolist() == [0, 1, 0, 1, 1]
     assert sample_history.first_learned(one).tolist() == [2, 3, 2, 3, 3]
     assert sample_history.mean_loss(one).tolist() == sample_history.last_loss(one).tolist()
+
+
+# --- margins ------------------------------------------------------------------------------------------------------
+
+
+def record(folder, margins):
+    """The history of three samples over as many epochs as there are margins, a file each; None is an epoch without."""
+    labels = np.zeros(3, np.int32)
+    split = data.Split(np.zeros((3, 1, 1, 1), np.uint8), labels, None, np.arange(3))
+    recorder = sample_history.Recorder(folder, split, 2, last_epoch=0)
+    for epoch, values in enumerate(margins, start=1):
+        recorder.add(epoch, np.ones(3), labels, None if values is None else np.array(values))
+        recorder.write()
+    return sample_history.read(folder)
+
+
+def test_margins_come_back_and_are_averaged(tmp_path):
+    history = record(tmp_path, [[1, -2, 1e9], [3, -1, -1e9]])
+    assert history.margins.dtype == np.float16 and np.isfinite(history.margins).all()
+    np.testing.assert_array_equal(sample_history.area_under_margin(history), [2, -1.5, 0])
+
+
+@pytest.mark.parametrize("margins", [[None, None], [None, [1, 2, 3]]])
+def test_a_history_without_the_margins_of_all_epochs_has_none(tmp_path, margins):
+    history = record(tmp_path, margins)
+    assert history.margins is None and history.losses.shape == (2, 3)
+    with pytest.raises(ValueError, match="has no margins"):
+        sample_history.area_under_margin(history)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from examples.noisy_images.errors import Interrupted, UserError
 from examples.noisy_images.paper import presets, runs
 from examples.noisy_images.paper.presets import ALL, FULL, Scale, Selection
 from examples.noisy_images.paper.runs import State, under
-from examples.noisy_images.training import epochs, methods, run
+from examples.noisy_images.training import epochs, methods, preparation, run, timing
 
 HERE = presets.CIRCUMSTANCES
 
@@ -376,18 +377,19 @@ def test_an_interruption_ends_the_preset_and_says_how_to_go_on(error, monkeypatc
 def test_how_long_it_takes(monkeypatch, capsys, done, tmp_path):
     timed = []
 
-    def seconds(config):
-        timed.append(config)
-        return {"sgd": 100.0}.get(config.optimizer.method, 210.0)
+    def seconds(prepared):
+        timed.append(prepared.config)
+        return {"sgd": 100.0}.get(prepared.config.optimizer.method, 210.0)
 
-    monkeypatch.setattr(runs, "seconds_per_epoch", seconds)
+    monkeypatch.setattr(timing, "seconds_per_epoch", seconds)
+    monkeypatch.setattr(preparation, "prepare", lambda config: SimpleNamespace(config=config))
     configs = [under(HERE, config) for config in runs.runs(presets.cells("figure1", PART, TINY), (0, 4))]
     cut_off(configs[1], tmp_path / run_name(configs[1]), 1)
     complete(configs[2], tmp_path / run_name(configs[2]))
     runs.carry_out("figure1", PART, TINY, HERE, tmp_path, dry_run=True)
     # Once for each kind; SGD twice two epochs, SAM once one and once two, SANER once two.
     assert [c.optimizer.method for c in timed] == ["sgd", "sam"]
-    assert f"about {runs.duration(4 * 100 + 5 * 210)} on this device, estimated" in capsys.readouterr().out
+    assert f"about {timing.duration(4 * 100 + 5 * 210)} on this device, estimated" in capsys.readouterr().out
     # A companion and another network are kinds of their own.
     timed.clear()
     selection = Selection(dataset=("cifar10",), rates=(0.25,), seeds=(0,))
@@ -412,7 +414,8 @@ def clock(monkeypatch):
     fake = Fake()
     monkeypatch.setattr(runs, "time", fake)
     seconds = {"sgd": 100.0}
-    monkeypatch.setattr(runs, "seconds_per_epoch", lambda config: seconds.get(config.optimizer.method, 200.0))
+    monkeypatch.setattr(preparation, "prepare", lambda config: config)
+    monkeypatch.setattr(timing, "seconds_per_epoch", lambda config: seconds.get(config.optimizer.method, 200.0))
     begun = []
 
     def take(config, folder):
@@ -496,7 +499,7 @@ def test_a_time_needs_an_estimate(done, tmp_path):
     ("seconds", "text"), [(0.123, "0.12 s"), (59, "59 s"), (61, "1 min"), (3599, "1 h 0 min"), (90_000, "25 h 0 min")]
 )
 def test_durations(seconds, text):
-    assert runs.duration(seconds) == text
+    assert timing.duration(seconds) == text
 
 
 @pytest.mark.slow

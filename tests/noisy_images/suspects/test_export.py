@@ -9,8 +9,9 @@ import pytest
 
 from examples.noisy_images.data.identity import printable
 from examples.noisy_images.errors import UserError
-from examples.noisy_images.suspects import decisions, export
-from examples.noisy_images.suspects.decisions import Decision
+from examples.noisy_images.labels import decisions
+from examples.noisy_images.labels.decisions import Decision
+from examples.noisy_images.suspects import export
 
 NAMES = ("cat", "dog", "<b>fish")
 FILES = ("cat/1.png", "cat/2.png", "cat/deep/3.png", "dog/1.png", "dog/2.png", "<b>fish/caf\udce9 \u202e.png")

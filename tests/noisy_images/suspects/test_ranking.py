@@ -14,7 +14,7 @@ from examples.noisy_images import cli, data
 from examples.noisy_images.config import configure, replace
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.measures import plots, sample_history
-from examples.noisy_images.suspects import ranking, scores, suspicion
+from examples.noisy_images.suspects import estimate, ranking, scores, suspicion
 from examples.noisy_images.training import run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -98,6 +98,116 @@ def test_out_of_sample_loss_is_that_of_the_given_label_and_finite(example):
     assert result.order.tolist() == [3, 1, 2, 4, 0]
 
 
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [([0, 0], 1), ([0, 1], 2), ([0] * 6, 3), ([0, 1, 1, 2], 3), (range(40), 10_000)],
+    ids=["one class", "two samples", "one label", "classes with one sample", "many classes"],
+)
+def test_small_and_large_data(labels, classes, tmp_path):
+    labels = np.array(labels)
+    names = tuple(f"class {label}" for label in range(classes))
+    one = history(np.ones((3, len(labels))), np.broadcast_to(labels, (3, len(labels))), labels)
+    result = suspicion.from_histories([one], [], "mean_loss", split(labels), names)
+    assert result.order.tolist() == list(range(len(labels))) and result.estimate.wrong == 0
+    assert not result.is_suspect.any() and result.confusions == []
+    ranking.write(result, tmp_path, 4, {}, [])
+    assert len(read_csv(tmp_path / "ranking.csv")) == len(labels) and (tmp_path / "index.html").is_file()
+
+
+def test_the_histories_estimate_where_confident_learning_cannot(example, monkeypatch):
+    one, train = example
+    probabilities = [np.full((5, 3), 1 / 3, np.float32)]
+    if estimate.why_not(train.labels, 3) is None:
+        assert rank([one], train, out_of_sample=probabilities).estimate.method == "confident_learning"
+    monkeypatch.setattr(estimate, "MAX_CLASSES", 2)
+    assert rank([one], train, out_of_sample=probabilities).estimate.method == "histories"
+
+
+def test_margins_rank_where_the_histories_hold_them(example):
+    one, train = example
+    margins = np.array([[3, 1, 2, -4, -1], [1, 1, -2, -2, 1]], np.float16)
+    result = rank([dataclasses.replace(one, margins=margins)], train, "area_under_margin")
+    assert result.values["area_under_margin"].tolist() == [2, 1, 0, -3, 0]
+    # The lowest first; the others have an order of their own.
+    assert result.order.tolist() == [3, 2, 4, 1, 0]
+    assert result.suspicion["area_under_margin"].argmax() == 3
+    without = rank([dataclasses.replace(one, margins=margins), one], train)
+    assert "area_under_margin" not in without.values
+
+
+# --- probabilities of another model -------------------------------------------------------------------------------
+
+
+def others(tmp_path, samples=200, classes=3):
+    """Samples of which a fifth has a wrong label, and a file of what another model thinks of them."""
+    rng = np.random.default_rng(0)
+    clean = rng.integers(0, classes, samples)
+    labels = np.where(np.arange(samples) % 5 == 0, (clean + 1) % classes, clean)
+    probabilities = 0.05 + 0.85 * np.eye(classes)[clean] + 0.03 * rng.random((samples, classes))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    np.save(tmp_path / "pred_probs.npy", probabilities.astype(np.float32))
+    images = rng.integers(0, 256, (samples, 6, 6, 3)).astype(np.uint8)
+    train = data.Split(images, labels.astype(np.int32), clean.astype(np.int32), np.arange(samples))
+    return train, tuple(f"class {label}" for label in range(classes)), tmp_path / "pred_probs.npy"
+
+
+@pytest.mark.parametrize("score", ["normalized_margin", "self_confidence", "out_of_sample_loss"])
+def test_probabilities_of_another_model(tmp_path, score):
+    pytest.importorskip("cleanlab")
+    train, names, path = others(tmp_path)
+    result = ranking.rank_probabilities(path, train, names, tmp_path / "out", score, top=4)
+    wrong = train.labels != train.clean_labels
+    assert result.estimate.wrong == wrong.sum() == 40 and result.estimate.method == "confident_learning"
+    np.testing.assert_array_equal(result.is_suspect, wrong)
+    np.testing.assert_array_equal(result.suggested, train.clean_labels)
+    lines = read_csv(tmp_path / "out" / "ranking.csv")
+    assert [int(line["is_suspect"]) for line in lines] == [1] * 40 + [0] * 160
+    assert [line["id"] for line in lines] == [str(i) for i in result.order]
+    assert [line["fingerprint"] for line in lines] == [data.fingerprints(train)[i] for i in result.order]
+    # The columns hold the scores as they are, also those that fall with the suspicion.
+    first, last = lines[0], lines[-1]
+    assert float(first["self_confidence"]) < float(last["self_confidence"])
+    assert float(first["out_of_sample_loss"]) > float(last["out_of_sample_loss"])
+    quality = json.loads((tmp_path / "out" / "quality.json").read_text())
+    assert quality["suspects_are_wrong"] == 1 and quality["estimated_wrong"] == 40
+    assert quality["scores"][score]["auc"] == 1
+    estimated = json.loads((tmp_path / "out" / "estimate.json").read_text())
+    assert estimated["wrong"] == 40 and estimated["confused_classes"][0]["given"].startswith("class")
+    assert not (tmp_path / "out" / "pred_probs_in_sample.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p[:-1], r"the shape \(199, 3\) where \(200, 3\) is expected, samples by classes"),
+        (lambda p: p[:, :2], r"the shape \(200, 2\)"),
+        (lambda p: np.log(p), "take the softmax of logits"),
+        (lambda p: p * 2, "sums to 2 where 1 is expected"),
+        (lambda p: np.where(p > 0.9, np.nan, p), "must be finite floats"),
+        (lambda p: (p * 100).astype(int), r"\(int64\) must be finite floats"),
+        (lambda p: p.astype(object), "cannot read"),
+        (lambda p: p[0], r"the shape \(3,\)"),
+    ],
+)
+def test_what_is_no_probabilities_of_these_samples(tmp_path, change, message):
+    train, names, path = others(tmp_path)
+    np.save(path, change(np.load(path)))
+    with pytest.raises(UserError, match=message) as error:
+        ranking.rank_probabilities(path, train, names, tmp_path / "out")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_probabilities(tmp_path):
+    train, names, path = others(tmp_path)
+    np.savez(tmp_path / "several.npz", a=np.zeros(2))
+    (tmp_path / "cut.npy").write_bytes(path.read_bytes()[:100])
+    for name, message in (("none.npy", "cannot read"), ("cut.npy", "cannot read"), ("several.npz", "several arrays")):
+        with pytest.raises(UserError, match=message):
+            ranking.rank_probabilities(tmp_path / name, train, names, tmp_path / "out")
+    with pytest.raises(UserError, match="unknown score 'mean_loss'"):
+        ranking.rank_probabilities(path, train, names, tmp_path / "out", "mean_loss")
+
+
 # --- quality ------------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +274,8 @@ def test_the_csv_comes_back(example, tmp_path):
         for column, labels in (("given", train.labels), ("suggested", result.suggested), ("true", train.clean_labels)):
             assert int(line[f"{column}_label"]) == labels[i] and line[f"{column}_name"] == names[labels[i]]
         assert bool(int(line["is_wrong"])) == (i >= 3)
+        assert bool(int(line["is_suspect"])) == result.is_suspect[i]
+        assert (line["id"], line["fingerprint"]) == (result.ids[i], result.fingerprints[i])
         for name, values in result.values.items():
             assert float(line[name]) == pytest.approx(values[i], rel=1e-5)
         assert float(line["suspicion"]) == pytest.approx(result.suspicion["mean_loss"][i], rel=1e-5)
@@ -256,7 +368,11 @@ def test_wrong_digits_are_found(two_seeds, capsys):
         for i, given, true in zip(train.index, train.labels, train.clean_labels, strict=True)
     }
     assert {int(x["index"]): (int(x["given_label"]), int(x["true_label"])) for x in lines} == by_index
+    suspects = np.array([int(line["is_suspect"]) for line in lines])
+    estimated = json.loads((output / "estimate.json").read_text())
+    assert suspects[: suspects.sum()].all() and suspects.sum() == estimated["wrong"] == measured["estimated_wrong"]
     text = capsys.readouterr().out
+    assert f"estimated wrong: {estimated['wrong']} of 600" in text
     assert "in-sample" in text and "area under ROC" in text and f"written: {output}" in text
     for line in lines[:3]:
         assert f" {line['index']} " in text
@@ -294,6 +410,8 @@ def test_what_does_not_belong_together(two_seeds, tmp_path):
         ranking.rank(two_seeds, tmp_path / "out", "mean", top=1)
     with pytest.raises(UserError, match="needs the folds: add --cross-validate 5"):
         ranking.rank(two_seeds, tmp_path / "out", ranking.OUT_OF_SAMPLE, top=1)
+    with pytest.raises(UserError, match="--score area_under_margin needs the margins, which these runs did not keep"):
+        ranking.rank(two_seeds, tmp_path / "out", "area_under_margin", top=1)
     with pytest.raises(UserError, match="--top must be at least 1, got 0"):
         ranking.rank(two_seeds, tmp_path / "out", "mean_loss", top=0)
     assert not (tmp_path / "out").exists()

@@ -84,13 +84,13 @@ ALIASES = {
     "fsam+saner": lambda: saner_jax.fsam(0.3, 0.8, 0.6, reweight=saner_jax.downweight(0.9)),
     "vasso+saner": lambda: saner_jax.vasso(0.3, 0.4, reweight=saner_jax.downweight(0.9)),
     "sgd_d": lambda: saner_jax.sgd_d(0.3),
-    "saner_turned": lambda: saner_jax.sam(0.3, saner_jax.downweight(0.9, where=saner_jax.is_turned)),
-    "saner_grown": lambda: saner_jax.sam(0.3, saner_jax.downweight(0.9, where=saner_jax.is_grown)),
+    "saner_turned": lambda: saner_jax.sam(0.3, reweight=saner_jax.downweight(0.9, where=saner_jax.is_turned)),
+    "saner_grown": lambda: saner_jax.sam(0.3, reweight=saner_jax.downweight(0.9, where=saner_jax.is_grown)),
     "saner_last_layer": lambda: saner_jax.sam(
         0.3, saner_jax.downweight(0.9, mask={"weight": False, "bias": False, "classifier": True})
     ),
-    "saner_random": lambda: saner_jax.sam(0.3, saner_jax.downweight_random(0.9)),
-    "saner_norm": lambda: saner_jax.sam(0.3, methods.scale_to_norm_of(saner_jax.downweight(0.9))),
+    "saner_random": lambda: saner_jax.sam(0.3, reweight=saner_jax.downweight_random(0.9)),
+    "saner_norm": lambda: saner_jax.sam(0.3, reweight=methods.scale_to_norm_of(saner_jax.downweight(0.9))),
 }
 ODD = configure(
     rho=0.3,

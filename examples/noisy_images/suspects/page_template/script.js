@@ -26,12 +26,16 @@ function element(tag, className, text) {
 const STORE = `suspects:${data.key}`;
 const decisions = new Map();
 const placeOf = new Map(data.ids.map((id, place) => [id, place]));
+// Under one key the ids are the same, but not their order of suspicion: the browser keeps places in the order of ids.
+const byId = [...data.ids.keys()].sort((a, b) => (data.ids[a] < data.ids[b] ? -1 : 1));
+const inOrder = new Int32Array(count);
+byId.forEach((place, at) => (inOrder[place] = at));
 const past = [];
 let stored = true;
 let unsaved = false;
 
 function keepInBrowser() {
-  const entries = [...decisions].map(([place, one]) => [data.ids[place], one.kind, one.label]);
+  const entries = [...decisions].map(([place, one]) => [inOrder[place], one.kind, one.label]);
   try {
     if (entries.length) localStorage.setItem(STORE, JSON.stringify(entries));
     else localStorage.removeItem(STORE);
@@ -45,8 +49,8 @@ function keepInBrowser() {
 function readFromBrowser() {
   decisions.clear();
   try {
-    for (const [id, kind, label] of JSON.parse(localStorage.getItem(STORE) || "[]")) {
-      const place = placeOf.get(id);
+    for (const [at, kind, label] of JSON.parse(localStorage.getItem(STORE) || "[]")) {
+      const place = byId[at];
       if (place !== undefined && kind in SYMBOLS && label >= 0 && label < data.classes.length) {
         decisions.set(place, { kind, label });
       }
@@ -556,8 +560,9 @@ $("other").addEventListener("submit", (event) => {
   list.focus();
 });
 $("form").addEventListener("submit", (event) => event.preventDefault());
-$("form").addEventListener("input", filter);
-$("reset").addEventListener("click", () => ($("form").reset(), filter()));
+// Not every browser sends both of a list of choices.
+for (const type of ["input", "change"]) $("form").addEventListener(type, filter);
+$("clear").addEventListener("click", () => ($("form").reset(), filter()));
 $("keep").addEventListener("click", () => choose("keep"));
 $("relabel").addEventListener("click", () => choose("relabel", suggested[selected]));
 $("drop").addEventListener("click", () => choose("drop"));

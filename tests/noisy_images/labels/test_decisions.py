@@ -7,8 +7,8 @@ import pytest
 
 from examples.noisy_images import data
 from examples.noisy_images.errors import UserError
-from examples.noisy_images.suspects import decisions
-from examples.noisy_images.suspects.decisions import Decision
+from examples.noisy_images.labels import decisions
+from examples.noisy_images.labels.decisions import Decision
 
 HOSTILE = [
     "</script><script>alert(1)</script>",

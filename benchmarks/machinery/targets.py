@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks import tables
+from benchmarks.machinery import tables
 
 
 class Target(NamedTuple):

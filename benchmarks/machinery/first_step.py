@@ -1,6 +1,6 @@
 """Run the training program's command line as far as the end of its first step, and say when what was reached.
 
-    python -m benchmarks.first_step STARTED train --dataset digits ...
+    python -m benchmarks.machinery.first_step STARTED train --dataset digits ...
 
 The program is the real one, from its command line to the end of its first compiled call, which is one step on a CPU and
 a whole epoch elsewhere; it ends there, without leaving a checkpoint. `STARTED` is the time at which the process was

@@ -166,6 +166,16 @@ def apply(
     return applied
 
 
+def part(applied: Applied, start: int, count: int) -> Applied:
+    """Return what is applied to `count` samples from `start` on."""
+    rows = slice(start, start + count)
+    return Applied(
+        applied.labels[rows],
+        applied.kept[rows],
+        {place - start: one for place, one in applied.decisions.items() if start <= place < start + count},
+    )
+
+
 def taken(split: data.Split, applied: Applied) -> data.Split:
     """Return the samples that are kept, with their new labels."""
     return dataclasses.replace(split, labels=applied.labels).take(np.flatnonzero(applied.kept))

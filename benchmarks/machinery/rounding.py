@@ -1,8 +1,9 @@
 """The same function in another arithmetic: TF32 operands on any device, or float64 throughout.
 
 A function is traced once, and what JAX traced is evaluated again operation by operation, with the operands of
-convolutions and matrix products rounded, or with every float32 made a float64. A gradient function holds its backward
-pass in what is traced, so both passes are covered alike, whatever model or optimizer is inside.
+convolutions and matrix products rounded, or with every float32 made a float64, in the bodies of `jax.lax.scan` too. A
+gradient function holds its backward pass in what is traced, so both passes are covered alike, whatever model or
+optimizer is inside.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,13 @@ TF32_MANTISSA_BITS = 10
 
 _MULTIPLYING = (core.primitives.dot_general_p, core.primitives.conv_general_dilated_p)
 # Their parameters hold one function, which is evaluated in their place.
-_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
 # They read the bits of a float32, or leave this program: nothing that float64 could stand in for.
 _TIED_TO_FLOAT32 = ("bitcast_convert_type", "pure_callback", "reduce_precision")
 
@@ -90,6 +97,8 @@ def _evaluate(closed: Any, arguments: Sequence[Any], evaluate: Evaluate, convert
         operands = [read(variable) for variable in equation.invars]
         if equation.primitive.name in _CALLS:
             results = _evaluate(equation.params[_CALLS[equation.primitive.name]], operands, evaluate, convert)
+        elif equation.primitive.name == "scan":
+            results = _scan(equation.params, operands, evaluate, convert)
         elif any(inner.primitive in _MULTIPLYING for inner in _inner_equations(equation)):
             raise NotImplementedError(f"a convolution or a matrix product inside {equation.primitive.name}")
         else:
@@ -98,6 +107,21 @@ def _evaluate(closed: Any, arguments: Sequence[Any], evaluate: Evaluate, convert
                 results = [results]
         values.update(zip(equation.outvars, results, strict=True))
     return [read(variable) for variable in jaxpr.outvars]
+
+
+def _scan(parameters: dict[str, Any], operands: list[jax.Array], evaluate: Evaluate, convert: Callable) -> list[Any]:
+    # Operands are constants, then what is carried, then what is scanned over; results are carried, then stacked.
+    first, carried = parameters["num_consts"], parameters["num_carry"]
+    constants = operands[:first]
+
+    def body(carry: list[Any], parts: list[Any]) -> tuple[list[Any], list[Any]]:
+        results = _evaluate(parameters["jaxpr"], [*constants, *carry, *parts], evaluate, convert)
+        return results[:carried], results[carried:]
+
+    initial, stacked = operands[first : first + carried], operands[first + carried :]
+    options = {name: parameters[name] for name in ("length", "reverse", "unroll")}
+    carry, results = jax.lax.scan(body, initial, stacked, **options)
+    return [*carry, *results]
 
 
 def _inner_equations(equation: core.JaxprEqn) -> Iterator[core.JaxprEqn]:

@@ -1,8 +1,7 @@
-"""Every Python block of the README runs on its own, and what the text claims about them is true."""
+"""Every Python block of the README and of the pages runs on its own, and what the text claims about them is true."""
 
 import functools
 import importlib.util
-import inspect
 import pathlib
 import re
 
@@ -14,20 +13,26 @@ import pytest
 
 import saner_jax
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = {"README": ROOT / "README.md"} | {
+    path.relative_to(ROOT / "docs").with_suffix("").as_posix(): path
+    for path in sorted((ROOT / "docs").rglob("*.md"))
+    if "_build" not in path.parts
+}
 SANER = "saner_jax.saner(rho=0.1, alpha=0.5)"
-NEEDS = {"Gradient accumulation": "optax.microbatching"}
+NEEDS = {"recipes/gradient_accumulation": "optax.microbatching"}
+# The recipes with BatchNorm and dropout, by what they call the statistics and the parameters.
+WITH_STATISTICS = ("recipes/flax_nnx (2)", "recipes/flax_linen", "recipes/equinox", "recipes/haiku")
 
 
 def python_blocks():
-    """Name each block after the heading above it; lines keep their numbers, for tracebacks."""
-    blocks, heading = {}, ""
-    for match in re.finditer(r"^(#+ (?P<heading>[^\n]*)|```python\n(?P<code>.*?)^```)$", README, re.M | re.S):
-        if match["heading"] is not None:
-            heading = match["heading"]
-        else:
-            name = heading if heading not in blocks else f"{heading} (second)"
-            blocks[name] = "\n" * README[: match.start("code")].count("\n") + match["code"]
+    """Name each block after its page; lines keep their numbers, for tracebacks."""
+    blocks = {}
+    for page, path in PAGES.items():
+        text = path.read_text(encoding="utf-8")
+        for number, match in enumerate(re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S), start=1):
+            name = page if number == 1 else f"{page} ({number})"
+            blocks[name] = path, "\n" * text[: match.start(1)].count("\n") + match[1]
     return blocks
 
 
@@ -43,14 +48,14 @@ def run(name, replacements=None):
 def execute(name, replacements):
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is not in Optax {optax.__version__}")
-    code = BLOCKS[name]
+    path, code = BLOCKS[name]
     if not hasattr(jax.lax, "pcast"):
         code = code.replace('jax.lax.pcast(params, "data", to="varying")', 'jax.lax.pvary(params, "data")')
     for old, new in replacements:
         assert old in code
         code = code.replace(old, new)
     names = {"__name__": name}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, path, "exec"), names)
     return names
 
 
@@ -63,7 +68,7 @@ def test_block_runs(name):
     run(name)
 
 
-@pytest.mark.parametrize("name", ["Flax NNX (second)", "Flax Linen"])
+@pytest.mark.parametrize("name", WITH_STATISTICS)
 def test_second_pass_leaves_no_trace_and_repeats_the_dropout(name):
     """Against SGD: alike after a step at rho = 0, with one dropout mask; statistics alike after one at a large rho."""
     shorter = {"range(20)": "range(2)", "losses[-1] < losses[0] / 2": "True"}
@@ -71,9 +76,13 @@ def test_second_pass_leaves_no_trace_and_repeats_the_dropout(name):
     sgd = run(name, shorter | {SANER: "optax.with_extra_args_support(optax.identity())"})
 
     def trained(names):
-        if "statistics" in names:
-            return names["params"], names["statistics"]
-        return names["state"].params, names["state"].batch_stats
+        if "statistics" not in names:
+            return names["state"].params, names["state"].batch_stats
+        # Two runs of a block make two classes of an Equinox model, so that leaves alone compare.
+        return [
+            [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+            for tree in (names.get("params", names.get("model")), names["statistics"])
+        ]
 
     assert_close(sam["losses"], sgd["losses"])
     (params, statistics), (sgd_params, sgd_statistics) = trained(sam), trained(sgd)
@@ -82,36 +91,38 @@ def test_second_pass_leaves_no_trace_and_repeats_the_dropout(name):
 
 
 def test_both_nnx_recipes_train_alike():
-    np.testing.assert_allclose(run("Flax NNX")["losses"], run("Flax NNX (second)")["losses"], rtol=1e-3)
+    np.testing.assert_allclose(run("recipes/flax_nnx")["losses"], run("recipes/flax_nnx (2)")["losses"], rtol=1e-3)
 
 
 def test_micro_batches_equal_one_big_batch():
-    accumulated = run("Gradient accumulation")
+    accumulated = run("recipes/gradient_accumulation")
     assert_close(
         accumulated["params"],
-        run("Gradient accumulation", {"microbatch_size=16": "microbatch_size=64"})["params"],
+        run("recipes/gradient_accumulation", {"microbatch_size=16": "microbatch_size=64"})["params"],
     )
-    whole = run("Gradient accumulation", {"accumulated_grad(params, batch)": "jax.grad(loss_fn)(params, batch)"})
+    whole = run(
+        "recipes/gradient_accumulation", {"accumulated_grad(params, batch)": "jax.grad(loss_fn)(params, batch)"}
+    )
     assert_close(accumulated["params"], whole["params"])
     assert_close(accumulated["state"], whole["state"])
 
 
 def test_sharded_batch_equals_one_device():
-    name = "Two devices, one batch: `jit`"
+    name = "recipes/sharded_batch"
     two, one = run(name), run(name, {"jax.devices()[:2]": "jax.devices()[:1]"})
     assert two["params"]["w"].sharding.device_set == set(jax.devices()[:2])
     assert_close(two["params"], one["params"])
 
 
 def test_pmap_and_shard_map_are_m_sam_of_vmap():
-    name = "Two devices, a group each: `pmap` and `shard_map`"
+    name = "recipes/pmap_and_shard_map"
     weight_decay = {'"data"), optax.sgd(0.1': '"data"), optax.add_decayed_weights(5e-4), optax.sgd(0.1'}
     by_pmap = run(name, weight_decay)
     by_shard_map = run(
-        f"{name} (second)", {"(jax.random.key(0), (64, 8))": "(jax.random.key(0), (2, 32, 8)).reshape(64, 8)"}
+        f"{name} (2)", {"(jax.random.key(0), (64, 8))": "(jax.random.key(0), (2, 32, 8)).reshape(64, 8)"}
     )
     by_vmap = run(
-        "Groups of a batch with a perturbation each (m-SAM)",
+        "recipes/groups",
         {
             '"groups"), optax.sgd(0.1': '"groups"), optax.add_decayed_weights(5e-4), optax.sgd(0.1',
             "(jax.random.key(0), (64, 8))": "(jax.random.key(0), (2, 32, 8)).reshape(64, 8)",
@@ -123,14 +134,14 @@ def test_pmap_and_shard_map_are_m_sam_of_vmap():
 
 
 def test_sharded_parameters_equal_one_device():
-    name = "Sharded parameters"
+    name = "recipes/sharded_parameters"
     two, one = run(name), run(name, {"jax.devices()[:2]": "jax.devices()[:1]"})
     assert two["params"]["in"].addressable_shards[0].data.shape == (4, 16)
     assert_close(two["params"], one["params"])
 
 
 def test_groups_with_sharded_parameters_equal_those_with_whole_ones():
-    name = "Sharded parameters (second)"
+    name = "recipes/sharded_parameters (2)"
     whole = run(name, {"jax.devices()[:4]).reshape(2, 2)": "jax.devices()[:2]).reshape(2, 1)"})
     assert_close(run(name)["params"], whole["params"])
 
@@ -172,17 +183,41 @@ def test_what_is_said_of_optax_contrib_sam():
         tx.update(params, state, params, grad_fn=grad_fn, value=1.0)
 
 
-def test_readme_is_about_the_product():
-    for word in ("/work", "shared/", "issue", "TODO", "helper agent"):
-        assert word not in README
-    top = README[:600]
-    assert 'pip install -e ".[examples]" && python -m examples.noisy_images\n' in top
-    assert 'pip install -e ".[test]" && python -m pytest\n' in top
+def test_between_the_chosen_steps_the_gradient_passes_as_it_is():
+    names = run("recipes/every_second_step")
+    tx, params, state = names["tx"], names["params"], names["state"]
+    grad_fn = jax.grad(lambda params: names["loss_fn"](params, names["batch"]))
+    for passes in (False, True, False, True):
+        grads = grad_fn(params)
+        before = optax.tree.get(state, "trace")["w"]
+        updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
+        emitted = optax.tree.get(state, "trace")["w"] - 0.9 * before
+        assert bool(jnp.allclose(emitted, grads["w"], atol=1e-7)) == passes
+        params = optax.apply_updates(params, updates)
 
 
-def test_table_of_methods_names_every_alias_with_its_defaults():
-    for alias in ("sam", "asam", "gsam", "fsam", "vasso", "saner", "sgd_d"):
-        call = re.search(rf"^\| `{alias}\((.*?)\)`", README, re.M)[1]
-        named = dict(part.split("=") for part in call.split(", "))
-        defaults = {key: p.default for key, p in inspect.signature(getattr(saner_jax, alias)).parameters.items()}
-        assert named == {key: str(value) for key, value in defaults.items() if isinstance(value, float)}
+def test_a_sweep_trains_each_value_as_if_alone():
+    names = run("recipes/sweep_over_rho")
+    alone = [names["train"](rho) for rho in names["rhos"][jnp.array([0, 3])]]
+    np.testing.assert_allclose(names["losses"][jnp.array([0, 3])], alone, rtol=1e-4)
+
+
+def test_line_searches_refuse_an_argument_that_the_loss_does_not_take():
+    with pytest.raises(TypeError, match="grad_fn"):
+        run("recipes/line_search", {"lambda params, grad_fn: loss_fn(params)": "loss_fn"})
+
+
+def test_lbfgs_takes_the_arguments_of_a_line_search():
+    search = "optax.sgd(1.0),\n    optax.scale_by_backtracking_linesearch(max_backtracking_steps=15),"
+    assert run("recipes/line_search", {search: "optax.lbfgs(),", "range(10)": "range(3)", "/ 10": ""})
+
+
+def test_the_stock_train_state_does_not_forward_grad_fn():
+    from flax.training import train_state
+
+    state = run("recipes/train_state")["state"]
+    stock = train_state.TrainState(
+        step=state.step, apply_fn=state.apply_fn, params=state.params, tx=state.tx, opt_state=state.opt_state
+    )
+    with pytest.raises(TypeError, match="grad_fn"):
+        stock.apply_gradients(grads=state.params)

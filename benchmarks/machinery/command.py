@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks import environment
-from benchmarks.timing import Budget
+from benchmarks.machinery import environment
+from benchmarks.machinery.timing import Budget
 from examples.noisy_images import files
 from examples.noisy_images.errors import UserError
 

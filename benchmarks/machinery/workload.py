@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import saner_jax
-from benchmarks import command, flops, timing
+from benchmarks.machinery import command, flops, timing
 from examples.noisy_images import config as configuration
 from examples.noisy_images import data, models
 from examples.noisy_images.config import PAPER, Config, replace

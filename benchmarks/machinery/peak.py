@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import timing
+from benchmarks.machinery import timing
 from examples.noisy_images.training.trainer import MATMUL_PRECISION
 
 
