@@ -192,12 +192,14 @@ def _study(
         there = presets.cells(figure.choice, ALL, scale)
         choosing = [read(cell, presets.seeds(figure.choice), out, kept).sample for cell in there]
         reported = [read(cell, seeds, out, kept).sample for cell in there]
-        if any(sample.runs for sample in choosing):
+        if study.can_be_chosen_among(choosing):
             table, best = study.at_its_best(choosing, reported, shown)
             text += [_explained_choice(figure.choice), study.table_of_choice(choosing), table]
             text += [study.table_of_pairs(best)] if best else []
             pairs += best
-    elif not figure.pairs:
+        elif any(sample.runs for sample in choosing):
+            text.append(f"Nothing is chosen on the runs of {figure.choice} before they are complete.")
+    elif not figure.pairs and study.can_be_chosen_among(samples):
         text += ["Chosen among them:", study.table_of_choice(samples)]
     if pairs:
         study.draw(pairs, f"{figure.title}\npaired by seed, 95 % intervals", _with_ending(stem, "-differences.png"))

@@ -193,6 +193,21 @@ def test_each_method_at_its_best_radius(study_runs, no_pictures, tmp_path):
     assert "runs of seeds 100 to 104" in chosen and "Chosen among them:" in chosen and "| rho=0.6 |" in chosen
 
 
+def test_nothing_is_chosen_before_every_setting_has_the_same_seeds(study_runs, no_pictures, tmp_path):
+    cells = presets.cells("radii")
+    for cell in cells[:-1]:
+        write_run(study_runs, cell.run(100), 0.5)
+    for name in ("elements", "radii"):
+        text = report.write(name, ALL, FULL, study_runs, tmp_path / "reports")[0].read_text()
+        assert "chosen by" not in text and ("Nothing is chosen on the runs of radii" in text) == (name == "elements")
+    # As many of each, but not the same.
+    write_run(study_runs, cells[-1].run(101), 0.5)
+    assert "chosen by" not in report.write("radii", ALL, FULL, study_runs, tmp_path / "reports")[0].read_text()
+    write_run(study_runs, cells[-1].run(100), 0.5)
+    (study_runs / run_name(cells[-1].run(101)) / "summary.json").unlink()
+    assert "chosen by" in report.write("radii", ALL, FULL, study_runs, tmp_path / "reports")[0].read_text()
+
+
 def test_a_report_from_a_small_record_is_that_from_the_folders(study_runs, no_pictures, tmp_path):
     record = tmp_path / "record"
     first = report.write("elements", ALL, FULL, study_runs, tmp_path / "one", record)
