@@ -185,8 +185,27 @@ def test_each_method_at_its_best_radius(study_runs, no_pictures, tmp_path):
         assert f"| {words} | SAM | rho=0.6 |" in text and f"| {words} | SANER | rho=0.4 |" in text
         assert f"| {words} | SAM, rho=0.6 | 3 |" in text and f"| {words} | SANER, rho=0.4 | 4 |" in text
     assert "| SANER, rho=0.4 minus SAM, rho=0.6 | 3 | -10.0 (" in text
+    # The record of the study holds what was chosen among.
+    report.write("elements", ALL, FULL, study_runs, tmp_path / "reports", tmp_path / "record")
+    again = report.write("elements", ALL, FULL, tmp_path / "record", tmp_path / "again")[0]
+    assert again.read_text() == text
     chosen = report.write("radii", ALL, FULL, study_runs, tmp_path / "reports")[0].read_text()
     assert "runs of seeds 100 to 104" in chosen and "Chosen among them:" in chosen and "| rho=0.6 |" in chosen
+
+
+def test_nothing_is_chosen_before_every_setting_has_the_same_seeds(study_runs, no_pictures, tmp_path):
+    cells = presets.cells("radii")
+    for cell in cells[:-1]:
+        write_run(study_runs, cell.run(100), 0.5)
+    for name in ("elements", "radii"):
+        text = report.write(name, ALL, FULL, study_runs, tmp_path / "reports")[0].read_text()
+        assert "chosen by" not in text and ("Nothing is chosen on the runs of radii" in text) == (name == "elements")
+    # As many of each, but not the same.
+    write_run(study_runs, cells[-1].run(101), 0.5)
+    assert "chosen by" not in report.write("radii", ALL, FULL, study_runs, tmp_path / "reports")[0].read_text()
+    write_run(study_runs, cells[-1].run(100), 0.5)
+    (study_runs / run_name(cells[-1].run(101)) / "summary.json").unlink()
+    assert "chosen by" in report.write("radii", ALL, FULL, study_runs, tmp_path / "reports")[0].read_text()
 
 
 def test_a_report_from_a_small_record_is_that_from_the_folders(study_runs, no_pictures, tmp_path):
