@@ -169,7 +169,7 @@ def both_gradients(config: Config, precision: str, dataset: Any) -> Callable[...
                 image_shape=tuple(dataset.image_shape),
                 width=config.network.width,
                 seed=0,
-                convolution=config.convolution,
+                convolution=config.network.convolution,
                 dtype="bfloat16" if precision == "bfloat16" else "float32",
             )
         ),

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.pytorch_peer import ResNet18
+from benchmarks.machinery.sides.pytorch import ResNet18
 from examples.noisy_images import data
 from examples.noisy_images.config import Config
 from examples.noisy_images.measures import metrics

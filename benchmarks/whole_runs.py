@@ -17,7 +17,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks import command, tables, timing
+from benchmarks.machinery import command, tables, timing
 from examples.noisy_images import files
 from examples.noisy_images.config import PAPER, Config, replace, run_name
 from examples.noisy_images.measures import metrics

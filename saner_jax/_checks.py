@@ -16,8 +16,9 @@ _REPR.maxother, _REPR.maxstring = 90, 60
 
 
 def brief(value: Any) -> str:
-    """Return the representation of ``value`` on one line of at most about 90 characters."""
-    return " ".join(_REPR.repr(value).split())
+    """Return the representation of ``value`` on one line of at most 100 characters."""
+    text = " ".join(_REPR.repr(value).split())
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def name_of(path: tuple[Any, ...]) -> str:
@@ -70,6 +71,11 @@ def same_structure(tree: PyTree, other: PyTree) -> bool:
     return bool(structure == jax.tree.structure(other))
 
 
+def dtype_of(leaf: Any) -> Any:
+    """Return the dtype of an array or number."""
+    return leaf.dtype if isinstance(leaf, jax.Array) else jnp.result_type(leaf)
+
+
 def is_array(leaf: Any) -> bool:
     """Tell numbers and arrays, also traced ones, from all else that a tree may hold."""
     return isinstance(leaf, (bool, int, float, complex, np.generic, np.ndarray, jax.Array)) or (
@@ -78,21 +84,21 @@ def is_array(leaf: Any) -> bool:
 
 
 def _is_floating(leaf: Any) -> bool:
-    return is_array(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return is_array(leaf) and jnp.issubdtype(dtype_of(leaf), jnp.floating)
 
 
 def _kind(leaf: Any) -> str:
-    return str(jnp.result_type(leaf)) if is_array(leaf) else f"a {type(leaf).__name__}"
+    return str(dtype_of(leaf)) if is_array(leaf) else f"a {type(leaf).__name__}"
 
 
 def _fault(leaf: Any, expected: Any, other: str, dtypes: Dtypes) -> tuple[type[Exception], str, str] | None:
     """Return what is wrong with a leaf: the error, what the tree must be, what the leaf is."""
     if dtypes == "bool":
-        if not is_array(leaf) or jnp.result_type(leaf) != jnp.bool_:
+        if not is_array(leaf) or dtype_of(leaf) != jnp.bool_:
             return TypeError, "hold arrays of bools", f"is {_kind(leaf)}"
     elif not _is_floating(leaf):
         return TypeError, "be floating-point", f"is {_kind(leaf)}"
-    elif dtypes == "same" and jnp.result_type(leaf) != jnp.result_type(expected):
+    elif dtypes == "same" and dtype_of(leaf) != dtype_of(expected):
         return TypeError, f"have the dtypes of {other}", f"is {_kind(leaf)} where {_kind(expected)} was expected"
     if np.shape(leaf) != np.shape(expected):
         return (

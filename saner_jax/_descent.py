@@ -97,8 +97,8 @@ def subtract_orthogonal(alpha: Hyperparameter) -> optax.GradientTransformationEx
         h = widen(updates)
         g = cast_like(require_unperturbed("subtract_orthogonal", updates, unperturbed_grads), h)
         alpha_now = value_at("alpha", alpha, state.step)
-        h_scale, g_scale = unit_scale(h), unit_scale(g)
-        along = divide(scaled_product(g, h, g_scale, h_scale), scaled_norm(h, h_scale) ** 2) * h_scale / g_scale
+        scale = unit_scale(h)
+        along = divide(scaled_product(h, g, scale), scaled_norm(h, scale) ** 2) * scale
 
         corrected = jax.tree.map(functools.partial(_less_orthogonal, alpha_now, along), h, g)
         return cast_like(corrected, updates), SubtractOrthogonalState(optax.safe_increment(state.step), alpha_now)
@@ -175,7 +175,6 @@ def downweight(
         raise TypeError(
             f"where must be a function of h and g that returns bools, such as is_turned, got {brief(where)}."
         )
-    chosen = is_downweighted if where is None else where
 
     def init_fn(params: optax.Params) -> DownweightState:
         del params
@@ -194,7 +193,7 @@ def downweight(
         check_state("downweight", state, DownweightState)
         alpha_now = value_at("alpha", alpha, state.step)
         g = require_unperturbed("downweight", updates, unperturbed_grads)
-        updates = _replace(chosen, functools.partial(_damp, alpha_now), updates, g, params, mask)
+        updates = _replace(functools.partial(_damp, alpha_now), updates, g, params, mask, where=where)
         return updates, DownweightState(optax.safe_increment(state.step), alpha_now)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -276,10 +275,7 @@ def downweight_random(
         g = require_unperturbed("downweight_random", updates, unperturbed_grads)
         keys = leaf_keys(jax.random.fold_in(jax.random.key(state.seed), state.step), updates)
 
-        def elsewhere(h: jax.Array, g: jax.Array, key: jax.Array) -> jax.Array:
-            return shuffle(key, is_downweighted(h, g))
-
-        updates = _replace(elsewhere, functools.partial(_damp, alpha_now), updates, g, params, mask, keys)
+        updates = _replace(functools.partial(_damp_at_random, alpha_now), updates, g, params, mask, keys)
         return updates, DownweightRandomState(optax.safe_increment(state.step), alpha_now, state.seed)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -331,7 +327,7 @@ def restore_downweighted(*, mask: PyTree | None = None) -> optax.GradientTransfo
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
         g = require_unperturbed("restore_downweighted", updates, unperturbed_grads)
-        return _replace(is_downweighted, _restore, updates, g, params, mask), state
+        return _replace(_restore, updates, g, params, mask), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -364,34 +360,39 @@ def _less_orthogonal(alpha: jax.Array, along: jax.Array, h: jax.Array, g: jax.Ar
 
 
 @leafwise
-def _damp(alpha: jax.Array, chosen: jax.Array, h: jax.Array, g: jax.Array) -> jax.Array:
+def _damp(alpha: jax.Array, h: jax.Array, g: jax.Array, chosen: jax.Array | None = None) -> jax.Array:
+    chosen = is_downweighted(h, g) if chosen is None else chosen
     return jnp.where(chosen, (1 - alpha).astype(h.dtype) * h, h)
 
 
 @leafwise
-def _restore(chosen: jax.Array, h: jax.Array, g: jax.Array) -> jax.Array:
-    return jnp.where(chosen, g, h)
+def _damp_at_random(alpha: jax.Array, h: jax.Array, g: jax.Array, key: jax.Array) -> jax.Array:
+    return _damp(alpha, h, g, shuffle(key, is_downweighted(h, g)))
+
+
+@leafwise
+def _restore(h: jax.Array, g: jax.Array) -> jax.Array:
+    return jnp.where(is_downweighted(h, g), g, h)
 
 
 def _replace(
-    where: Callable[..., jax.Array],
-    replace: Callable[..., jax.Array],
+    leaf: Callable[..., jax.Array],
     updates: PyTree,
     unperturbed_grads: PyTree,
     params: PyTree | None,
     mask: PyTree | None,
     *more: PyTree,
+    where: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> PyTree:
-    """Replace, in the leaves that ``mask`` selects, the elements where ``where(h, g, *more)`` is True.
-
-    The other elements pass bit for bit.
-    """
+    """Replace the leaves that ``mask`` selects by ``leaf(h, g, *more)``, to which ``where(h, g)`` is added if given."""
     h = widen(updates)
     trees = (h, cast_like(unperturbed_grads, h), *more)
     if mask is not None:
         selected = select_leaves("mask", mask, updates if params is None else params)
         trees = tuple(only_selected(selected, tree) for tree in trees)
-    chosen = jax.tree.map(where, *trees)
-    check_tree("what where returns", chosen, "the gradient", trees[0], "bool")
-    replaced = jax.tree.map(replace, chosen, *trees[:2])
+    if where is not None:
+        chosen = jax.tree.map(where, *trees[:2])
+        check_tree("what where returns", chosen, "the gradient", trees[0], "bool")
+        trees = (*trees, chosen)
+    replaced = jax.tree.map(leaf, *trees)
     return cast_like(replaced if mask is None else put_back(replaced, h), updates)

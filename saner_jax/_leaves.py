@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from saner_jax._checks import brief, name_of
+from saner_jax._checks import brief, dtype_of, name_of
 
 PyTree = Any
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -25,7 +25,7 @@ def leafwise(function: _Function) -> _Function:
 
 def wide_dtype(*arrays: jax.typing.ArrayLike) -> Any:
     """Return the dtype of the arithmetic on ``arrays``: float32, or float64 where one of them is."""
-    is_double = any(jnp.result_type(array) == jnp.float64 for array in arrays)
+    is_double = any(dtype_of(array) == jnp.float64 for array in arrays)
     return jnp.dtype(jnp.float64 if is_double else jnp.float32)
 
 
@@ -36,7 +36,7 @@ def widen(tree: PyTree) -> PyTree:
 
 def cast_like(tree: PyTree, reference: PyTree) -> PyTree:
     """Cast every leaf of ``tree`` to the dtype of the same leaf of ``reference``."""
-    return jax.tree.map(lambda x, r: _as_dtype(x, jnp.result_type(r)), tree, reference)
+    return jax.tree.map(lambda x, r: _as_dtype(x, dtype_of(r)), tree, reference)
 
 
 def zeros_like(params: PyTree) -> PyTree:
@@ -67,7 +67,7 @@ def vary_like(x: jax.Array, reference: jax.Array) -> jax.Array:
 
 # -- norms and products ------------------------------------------------------------------------------------------------
 #
-# Every pass over a tree scales it by a number of its own: what two passes shared, XLA would keep as a tree on CPUs.
+# No two passes scale one tree by one number: what they shared, XLA would keep as a tree of its own on CPUs.
 
 
 def unit_scale(tree: PyTree) -> jax.Array:
@@ -92,13 +92,14 @@ def scaled_norm(tree: PyTree, scale: jax.Array) -> jax.Array:
 
 def scale_to(tree: PyTree, scale: jax.Array, factor: jax.Array) -> PyTree:
     """Return ``scale * tree * factor``, in the dtypes of the leaves; the product of the two may leave them."""
-    return jax.tree.map(lambda x: _times(x, scale / 2, factor * 2), tree)
+    scale, factor = scale * 2, factor / 2
+    return jax.tree.map(lambda x: _times(x, scale, factor), tree)
 
 
-def scaled_product(tree: PyTree, other: PyTree, scale: jax.Array, other_scale: jax.Array) -> jax.Array:
-    """Return ``<scale * tree, other_scale * other>``, the sum over all leaves of the products of their elements."""
+def scaled_product(tree: PyTree, other: PyTree, scale: jax.Array) -> jax.Array:
+    """Return ``<tree, scale * other>``, the sum over all leaves of the products of their elements."""
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
-    return 16 * _total([_scaled_product(x, y, scale / 4, other_scale / 4) for x, y in pairs])
+    return _total([_scaled_product(x, y, scale) for x, y in pairs])
 
 
 def divide(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -114,8 +115,8 @@ def cosine_and_norms(a: PyTree, b: PyTree) -> tuple[jax.Array, jax.Array, jax.Ar
 
     For observation: nothing is scaled, so a norm beyond the root of what the dtype holds is infinite, or 0.
     """
-    sums = [_products(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
-    product, a_squared, b_squared = (_total([leaf[i] for leaf in sums]) for i in range(3))
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    product, a_squared, b_squared = _total([_products(x, y) for x, y in pairs], length=3)
     a_norm, b_norm = _root(a_squared), _root(b_squared)
     return jnp.clip(divide(product, a_norm * b_norm), -1, 1), a_norm, b_norm
 
@@ -125,9 +126,11 @@ def distance(tree: PyTree, other: PyTree) -> jax.Array:
     return _root(_total(jax.tree.leaves(jax.tree.map(_squared_difference, tree, other))))
 
 
-def _total(scalars: Sequence[jax.Array]) -> jax.Array:
-    dtype = wide_dtype(*scalars)
-    return functools.reduce(jax.lax.add, [_as_dtype(x, dtype) for x in scalars], jnp.zeros([], dtype))
+def _total(sums: Sequence[jax.Array], length: int | None = None) -> jax.Array:
+    """Add up the scalars of all leaves, or their vectors of ``length``, in the widest of their dtypes."""
+    dtype = wide_dtype(*sums)
+    start = jnp.zeros([] if length is None else [length], dtype)
+    return functools.reduce(jax.lax.add, [_as_dtype(x, dtype) for x in sums], start)
 
 
 def _root(x: jax.Array) -> jax.Array:
@@ -136,11 +139,11 @@ def _root(x: jax.Array) -> jax.Array:
 
 
 def _reciprocal_power_of_two(x: jax.Array) -> jax.Array:
-    """Return ``2**-k`` of an ``x >= 0`` in [2**k, 2**(k + 1)), clipped to normal numbers, by its exponent's bits."""
+    """Return ``2**-k`` of an ``x >= 0`` in [2**k, 2**(k + 1)) by its exponent's bits; at most half the largest."""
     info: Any = jnp.finfo(x.dtype)  # type: ignore[no-untyped-call]
     bias, bits = -int(info.minexp) + 1, jnp.int32 if info.bits == 32 else jnp.int64
     exponent = jax.lax.bitcast_convert_type(x, bits) >> int(info.nmant)
-    return jax.lax.bitcast_convert_type(jnp.clip(2 * bias - exponent, 1, 2 * bias) << int(info.nmant), x.dtype)
+    return jax.lax.bitcast_convert_type(jnp.clip(2 * bias - exponent, 1, 2 * bias - 1) << int(info.nmant), x.dtype)
 
 
 @leafwise
@@ -156,13 +159,13 @@ def _scaled_square(x: jax.Array, scale: jax.Array) -> jax.Array:
 # Not vdot: it flattens every leaf, for which XLA gathers a sharded one whole on every device, and accelerators may
 # compute it in the lower precision of their matrix products.
 @leafwise
-def _scaled_product(x: jax.Array, y: jax.Array, x_scale: jax.Array, y_scale: jax.Array) -> jax.Array:
-    return jnp.sum((x * x_scale.astype(x.dtype)) * (y * y_scale.astype(y.dtype)))
+def _scaled_product(x: jax.Array, y: jax.Array, scale: jax.Array) -> jax.Array:
+    return jnp.sum(x * (scale.astype(y.dtype) * y))
 
 
 @leafwise
-def _products(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return jnp.sum(x * y), jnp.sum(jnp.square(x)), jnp.sum(jnp.square(y))
+def _products(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.stack([jnp.sum(x * y), jnp.sum(jnp.square(x)), jnp.sum(jnp.square(y))])
 
 
 @leafwise

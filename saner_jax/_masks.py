@@ -5,6 +5,8 @@ quotient would need a guard that flips signs near zero and a product underflows.
 because accelerators flush them.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -97,15 +99,15 @@ def is_grown(h: jax.Array, g: jax.Array) -> jax.Array:
     return _between_zero_and(g, h)
 
 
-def shares(mask: PyTree) -> tuple[jax.Array, jax.Array]:
-    """Return the share of True in all elements, of shape (), and in each leaf, of shape (leaves,); float."""
+def shares(where: Callable[[jax.Array, jax.Array], jax.Array], h: PyTree, g: PyTree) -> tuple[jax.Array, jax.Array]:
+    """Return the share of ``where(h, g)`` in all elements, of shape (), and in each leaf, of shape (leaves,); float."""
     dtype = jnp.result_type(float)
-    leaves = jax.tree.leaves(mask)
-    if not leaves:
+    pairs = list(zip(jax.tree.leaves(h), jax.tree.leaves(g), strict=True))
+    if not pairs:
         return jnp.zeros([], dtype), jnp.zeros([0], dtype)
     # Counted as integers: a float32 count stops at 2**24.
-    counts = jnp.stack([_count(leaf) for leaf in leaves]).astype(dtype)
-    sizes = [leaf.size for leaf in leaves]
+    counts = jnp.stack([_count(where, *pair) for pair in pairs]).astype(dtype)
+    sizes = [leaf.size for leaf, _ in pairs]
     per_leaf = counts / jnp.asarray([max(size, 1) for size in sizes], dtype)
     return jnp.sum(counts) / max(sum(sizes), 1), per_leaf
 
@@ -154,6 +156,6 @@ def _turned(h: jax.Array, g: jax.Array) -> jax.Array:
     return ((h >= tiny) & (g <= -tiny)) | ((h <= -tiny) & (g >= tiny))
 
 
-@leafwise
-def _count(mask: jax.Array) -> jax.Array:
-    return jnp.count_nonzero(mask)
+@functools.partial(jax.jit, static_argnums=0)
+def _count(where: Callable[[jax.Array, jax.Array], jax.Array], h: jax.Array, g: jax.Array) -> jax.Array:
+    return jnp.count_nonzero(where(h, g))

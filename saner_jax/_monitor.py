@@ -85,7 +85,7 @@ def observe_gradients() -> optax.GradientTransformationExtraArgs:
         entering = cast_like(updates, g)
         h = entering if perturbed_grads is None else cut_like(perturbed_grads, updates)
         check_tree("perturbed_grads", h, "the gradient", updates, "floating")
-        share, per_leaf = shares(jax.tree.map(is_downweighted, entering, g))
+        share, per_leaf = shares(is_downweighted, entering, g)
         cosine, g_norm, h_norm = cosine_and_norms(g, cast_like(h, g))
         eps_norm = jnp.zeros_like(cosine) if perturbation_norm is None else perturbation_norm()
         seen = Monitored(share, per_leaf, cosine, g_norm, h_norm, eps_norm)

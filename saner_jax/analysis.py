@@ -73,9 +73,7 @@ def ratio_shares(g: PyTree, h: PyTree) -> RatioShares:
       <https://arxiv.org/abs/2411.17132>`_, 2026, figure 2a (``downweighted``).
     """
     g, h = _widened_pair(g, h)
-    turned, downweighted, grown = (
-        shares(jax.tree.map(is_in_group, h, g)) for is_in_group in (is_turned, is_downweighted, is_grown)
-    )
+    turned, downweighted, grown = (shares(is_in_group, h, g) for is_in_group in (is_turned, is_downweighted, is_grown))
     return RatioShares(turned[0], downweighted[0], grown[0], turned[1], downweighted[1], grown[1])
 
 

@@ -94,11 +94,11 @@ def test_worker_answers_line_by_line_and_says_what_fails(tmp_path, monkeypatch):
     problem = dataclasses.replace(PROBLEM, side=8, crop_padding=0, flip=False)
     with peers.Worker("ours", problem) as started:
         assert started.ask("describe")["device"] == "cpu"
-        worker.ask("first", to=str(tmp_path / "first.npz"))
+        started.ask("first", to=str(tmp_path / "first.npz"))
         with pytest.raises(peers.WorkerError, match="ours, asked to dance: ValueError: no such request"):
-            worker.ask("dance")
+            started.ask("dance")
         # It goes on.
-        assert worker.ask("describe")["device"] == "cpu"
+        assert started.ask("describe")["device"] == "cpu"
     with np.load(tmp_path / "first.npz") as first:
         assert first["conv.weight"].shape == (8, 3, 3, 3)
         assert first["classifier.weight"].shape == (10, 64)

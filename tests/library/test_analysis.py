@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from saner_jax import analysis
 from tests import references as ref
@@ -152,3 +154,30 @@ def test_everything_maps_over_an_ensemble():
             pick = functools.partial(jax.tree.map, lambda x, i=member: x[i])
             for actual, expected in zip(pick(mapped), function(*map(pick, trees)), strict=True):
                 np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["automatic", "explicit"])
+@pytest.mark.parametrize("jit", [False, True])
+def test_everything_takes_sharded_arrays(kind, jit):
+    """In either kind of mesh, as the values that one device computes, and random masks that lie as their masks do."""
+    mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(kind, kind))
+    specs = {"w": P("x", "y"), "v": P(("x", "y")), "s": P()}
+    rng = np.random.default_rng(0)
+    shapes = {"w": (4, 6), "v": (8,), "s": ()}
+    plain = [{k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()} for _ in range(3)]
+
+    def measure(g, h, noisy):
+        mask = analysis.downweighted(g, h)
+        drawn = analysis.random_like(jax.random.key(0), mask)
+        return ratio_shares(g, h), analysis.alignment(g, mask, noisy), analysis.alignment(g, drawn, noisy), drawn
+
+    measure_it = jax.jit(measure) if jit else measure
+    with jax.set_mesh(mesh):
+        put = [{k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()} for tree in plain]
+        actual = measure_it(*put)
+        if kind is AxisType.Explicit:
+            for key, leaf in actual[-1].items():
+                assert leaf.sharding.is_equivalent_to(put[0][key].sharding, leaf.ndim)
+        actual = jax.device_get(actual)
+    expected = measure(*plain)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, jax.device_get(expected))

@@ -186,6 +186,21 @@ def test_schedules():
         saner_jax.alpha_ramp(0.5, steps=10, steps_per_epoch=-1)
     with raises(ValueError, "alpha", "finite"):
         saner_jax.alpha_ramp(float("inf"), steps=10)
+    for steps in (None, "10", lambda step: 10, [10]):
+        with raises(TypeError, "steps", "number"):
+            saner_jax.alpha_ramp(0.5, steps)
+    for alpha in (None, "0.5", lambda step: 0.5, optax.constant_schedule(0.5)):
+        with raises(TypeError, "alpha", "number"):
+            saner_jax.alpha_ramp(alpha, 10)
+    with raises(ValueError, "steps", "positive"):
+        saner_jax.alpha_ramp(0.5, np.nan)
+    with raises(TypeError, "steps_per_epoch", "number"):
+        saner_jax.alpha_ramp(0.5, 10, steps_per_epoch="5")
+    for position in range(1, 5):
+        arguments = [lambda step: 0.1, 0.0, 0.1, 0.01, 0.1]
+        arguments[position] = "0.1"
+        with raises(TypeError, ("lr_min", "lr_max", "rho_min", "rho_max")[position - 1], "number"):
+            saner_jax.rho_from_learning_rate(*arguments)
     with raises(TypeError, "learning_rate", "schedule", "constant rho"):
         saner_jax.rho_from_learning_rate(0.1, 0.0, 0.1, 0.01, 0.1)
     with raises(ValueError, "lr_max", "exceed lr_min"):
@@ -272,6 +287,193 @@ def test_masks(argument, make):
     for mask in ({"w": 1, "b": True}, {"w": jnp.array(True), "b": True}, lambda params: params):
         with raises(TypeError, argument, "bools"):
             update(make(mask))
+
+
+LAYERS = {f"layer{i}": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)} for i in range(60)}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda tree: {k: v for k, v in tree.items() if k != "layer31"}, ["['layer31']", "missing"]),
+        (lambda tree: {**tree, "layer5": {"kernel": tree["layer5"]["kernel"]}}, ["['layer5']['bias']", "missing"]),
+        (lambda tree: {**tree, "extra": jnp.ones(2)}, ["['extra']", "not in it"]),
+        (lambda tree: {**tree, "layer7": jnp.ones(2)}, ["['layer7']", "an array", "a dict"]),
+        (lambda tree: {**tree, "layer7": None}, ["['layer7']", "a NoneType", "a dict"]),
+        (lambda tree: list(tree.values()), ["(the tree itself)", "a list", "a dict"]),
+    ],
+)
+def test_the_first_difference_of_large_trees_is_named(spoil, words):
+    """In what grad_fn and stages return, and in the gradient; never a printed tree."""
+    tx = saner_jax.saner()
+    state, h = tx.init(LAYERS), spoil(cosine(LAYERS))
+    stage = optax.stateless(lambda updates, params: h)
+    descent = saner_jax.sam(reweight=stage)
+    with raises(ValueError, "the gradient that grad_fn returns", "structure", *words) as info:
+        tx.update(LAYERS, state, LAYERS, grad_fn=lambda w: h)
+    assert len(str(info.value)) < 250
+    with raises(ValueError, "the gradient must have the structure of params", *words):
+        tx.update(h, state, LAYERS, grad_fn=cosine)
+    with raises(ValueError, "what descent stage 0 returns", "structure", *words):
+        descent.update(LAYERS, descent.init(LAYERS), LAYERS, grad_fn=cosine)
+
+
+def test_what_a_stage_returns():
+    for index, made in ((0, lambda u: u[None]), (1, lambda u: u[:, :1]), (1, lambda u: u[..., 0])):
+        bad = optax.stateless(lambda updates, params, made=made: {**updates, "w": made(updates["w"])})
+        stages = [optax.identity(), bad] if index else [bad, optax.identity()]
+        with raises(ValueError, f"what descent stage {index} returns", "shape", "['w']", "(2, 2)"):
+            update(saner_jax.sharpness_aware(saner_jax.scale_to_norm(0.1), *stages, monitor=True))
+        with raises(ValueError, "what the ascent stage returns", "shape", "['w']", "(2, 2)"):
+            update(saner_jax.sharpness_aware(bad))
+    for leaf, words in (
+        (jnp.arange(2), "int32"),
+        ("b", "a str"),
+        (jnp.cos, "a PjitFunction"),
+        (jnp.ones(2) > 0, "bool"),
+    ):
+        bad = optax.stateless(lambda updates, params, leaf=leaf: {**updates, "b": leaf})
+        with raises(TypeError, "floating-point", "['b']", words):
+            update(saner_jax.sam(reweight=optax.chain(optax.scale(2.0), bad)))
+
+
+@pytest.mark.parametrize(
+    ("where", "kind", "words"),
+    [
+        (lambda h, g: h - g, TypeError, ["bools", "float32"]),
+        (lambda h, g: True, ValueError, ["shape", "()"]),
+        (lambda h, g: (h < g).ravel()[:1], ValueError, ["shape", "(1,)"]),
+        (lambda h, g: None, ValueError, ["structure", "a NoneType"]),
+        (lambda h, g: (h < g, h > g), ValueError, ["structure", "a tuple"]),
+        (lambda h, g: (h < g).astype(int), TypeError, ["bools", "int32"]),
+        (lambda h, g: "all", TypeError, ["bools", "a str"]),
+    ],
+)
+def test_what_where_returns(where, kind, words):
+    for stage in (
+        saner_jax.downweight(0.5, where=where),
+        optax.chain(saner_jax.downweight(0.5, mask={"w": False, "b": True}, where=where)),
+    ):
+        with raises(kind, "what where returns", *words):
+            update(saner_jax.sam(reweight=stage))
+
+
+@pytest.mark.parametrize("leaf", [jax.nn.relu, "relu", "float32", object(), jax.random.key(0), jnp.cos, [None, "x"]])
+def test_leaves_that_are_no_arrays(leaf):
+    with raises(TypeError, "params", "floating-point", "['layer']", "out of params"):
+        saner_jax.saner().init({"layer": leaf, "w": jnp.ones(2)})
+
+
+def test_states_of_other_methods():
+    state = saner_jax.sam().init(PARAMS)
+    foreign = [saner_jax.sam().init(PARAMS), saner_jax.gsam().init(PARAMS), saner_jax.saner(monitor=True).init(PARAMS)]
+    foreign += [optax.adam(0.1).init(PARAMS), None, {}, (state,)]
+    for state in foreign:
+        with pytest.raises((TypeError, ValueError), match="the state") as info:
+            saner_jax.saner().update(PARAMS, state, PARAMS, grad_fn=cosine)
+        assert len(str(info.value)) < 250
+    for make in (saner_jax.scale_to_adaptive_norm, saner_jax.scale_to_norm):
+        other = saner_jax.downweight(0.5).init(PARAMS)
+        with raises(TypeError, "the state given to", "DownweightState"):
+            make(0.5).update(PARAMS, other, PARAMS)
+    with raises(TypeError, "follow_ema", "SubtractEmaState"):
+        saner_jax.follow_ema().update(PARAMS, saner_jax.subtract_ema().init(PARAMS), PARAMS)
+
+
+METHOD = saner_jax.asam(0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: saner_jax.gsam(reweight=METHOD), "descent stage 1"),
+        (lambda: saner_jax.sharpness_aware(METHOD), "ascent"),
+        (lambda: saner_jax.sharpness_aware(optax.chain(optax.clip(1.0), METHOD)), "ascent"),
+        (
+            lambda: saner_jax.sam(monitor=True, reweight=optax.chain(METHOD, saner_jax.downweight(0.5))),
+            "descent stage 1",
+        ),
+        (lambda: saner_jax.sam(reweight=optax.named_chain(("a", optax.identity()), ("b", METHOD))), "descent stage 0"),
+    ],
+)
+def test_methods_in_place_of_stages(make, name):
+    with raises(ValueError, name, "second gradient itself", "stages such as"):
+        make().init(PARAMS)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_two_methods_in_one_chain(jit):
+    for chain in (
+        optax.chain(saner_jax.sam(), saner_jax.saner(), optax.sgd(0.1)),
+        optax.named_chain(("a", saner_jax.fsam()), ("b", saner_jax.gsam())),
+    ):
+        step = functools.partial(chain.update, grad_fn=cosine)
+        with raises(ValueError, "first in a chain", "only once"):
+            (jax.jit(step) if jit else step)(PARAMS, chain.init(PARAMS), PARAMS)
+
+
+def test_two_methods_at_the_same_point_are_no_chain():
+    """Nor is one method whose gradient happens to be what it returned before."""
+    first, second = saner_jax.sam(), saner_jax.saner()
+    grads = cosine(PARAMS)
+    first.update(grads, first.init(PARAMS), PARAMS, grad_fn=cosine)
+    second.update(grads, second.init(PARAMS), PARAMS, grad_fn=cosine)
+
+    def same(w):
+        return grads
+
+    for _ in range(2):
+        first.update(grads, first.init(PARAMS), PARAMS, grad_fn=same)
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_an_optimizer_in_place_of_hyperparameters(alias):
+    """The call of other libraries, ``sam(optimizer, rho=...)``."""
+    for call in (lambda: alias(optax.sgd(0.1), rho=0.05), lambda: alias(optax.adam(0.1))):
+        with raises(TypeError, "hyperparameters, not an optimizer", "optax.chain", alias.__name__):
+            call()
+
+
+@pytest.mark.parametrize("value", [None, "0.1", [0.1], 1j, {"rho": 0.1}])
+def test_schedules_that_return_no_number(value):
+    for name, tx in {
+        "rho": saner_jax.saner(rho=lambda step: value),
+        "alpha": saner_jax.saner(alpha=lambda step: value),
+        "theta": saner_jax.vasso(theta=lambda step: value),
+        "eta": saner_jax.asam(eta=lambda step: value),
+    }.items():
+        with raises(TypeError, name, "its schedule returned"):
+            tx.init(PARAMS)
+
+
+@pytest.mark.parametrize("dtype", ["foo", "int32", jnp.int8, bool, "complex64", object, 3])
+def test_perturbed_dtype_that_is_no_float(dtype):
+    with raises(TypeError, "perturbed_dtype", "floating-point"):
+        saner_jax.saner(perturbed_dtype=dtype)
+
+
+@pytest.mark.parametrize("axis_name", [0, 1, True, ("groups", 0), ["groups"]])
+def test_axis_names_that_jax_would_take_for_positions(axis_name):
+    with raises(TypeError, "axis_name", "name of a mapped axis"):
+        saner_jax.saner(axis_name=axis_name)
+
+
+def test_sentences_stay_short_whatever_is_passed():
+    huge = {f"key{i}": jnp.ones((100, 100)) for i in range(200)}
+    for call in (
+        lambda: saner_jax.sam(rho=huge),
+        lambda: saner_jax.sam(reweight=huge),
+        lambda: saner_jax.sharpness_aware(huge),
+        lambda: saner_jax.downweight(0.5, where=huge),
+        lambda: saner_jax.downweight_random(0.5, seed=huge),
+        lambda: saner_jax.alpha_ramp(huge, 10),
+        lambda: saner_jax.rho_from_learning_rate(huge, 0.0, 0.1, 0.0, 0.1),
+        lambda: update(saner_jax.sam(perturb_mask=huge)),
+        lambda: saner_jax.value_and_grads(huge),
+    ):
+        with pytest.raises(TypeError) as info:
+            call()
+        assert len(str(info.value)) < 300 and "\n" not in str(info.value)
 
 
 # -- axes --------------------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def stage_of_asam(rho, grads, params):
     "of", [perturbation_of_sam, perturbation_of_vasso, perturbation_of_fsam], ids=["sam", "vasso", "fsam"]
 )
 @examples(max_examples=60)
-@given(seed=seeds, exponent=st.floats(-36, 37), rho=radii)
+@given(seed=seeds, exponent=st.floats(-33, 37), rho=radii)
 def test_norm_of_eps_is_rho(of, seed, exponent, rho):
     grads = normal_tree(seed)
     scale = 10.0**exponent / np.linalg.norm(flat(grads))
@@ -118,7 +118,7 @@ def test_eps_is_right_where_the_square_leaves_float32(name, jit):
     of = jax.jit(of) if jit else of
     expected = flat(of(grads))
     assert np.max(np.abs(expected)) > 0.01
-    for norm in (1e-36, 1e-30, 1e-25, 1e19, 1e25, 1e37, 2e38):
+    for norm in (1e-33, 1e-30, 1e-25, 1e19, 1e25, 1e37, 2e38):
         scaled = jax.tree.map(lambda g, norm=norm: (g * (norm / np.linalg.norm(flat(grads)))).astype(np.float32), grads)
         np.testing.assert_allclose(flat(of(scaled)), expected, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(flat(of(jax.tree.map(np.zeros_like, grads))), 0.0)

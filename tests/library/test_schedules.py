@@ -53,6 +53,31 @@ def test_rho_follows_the_learning_rate():
         np.testing.assert_allclose(rho(step), 0.02 + 0.8 * learning_rate(step), rtol=1e-5)
 
 
+def test_numbers_of_schedules_may_be_traced():
+    """Under ``jit`` and ``vmap`` over every one of them, as NumPy's numbers, and without implicit promotion."""
+    learning_rate = optax.linear_schedule(0.1, 0.0, 100)
+    numbers = {"lr_min": 0.0, "lr_max": 0.1, "rho_min": 0.01, "rho_max": 0.1}
+
+    def rho(**changed):
+        return saner_jax.rho_from_learning_rate(learning_rate, **(numbers | changed))(30)
+
+    def alpha(**changed):
+        return saner_jax.alpha_ramp(**({"alpha": 0.5, "steps": 40} | changed))(jnp.int32(30))
+
+    for function, values in ((rho, numbers), (alpha, {"alpha": 0.5, "steps": 40, "steps_per_epoch": 8})):
+        for name, value in values.items():
+            expected = function(**{name: value})
+            several = jnp.asarray([value, value])
+            np.testing.assert_allclose(jax.jit(lambda x, f=function, n=name: f(**{n: x}))(value), expected, rtol=1e-6)
+            mapped = jax.vmap(lambda x, f=function, n=name: f(**{n: x}))(several)
+            np.testing.assert_allclose(mapped, [expected] * 2, rtol=1e-6)
+            for kind in (np.float32, np.float64, np.int64, np.asarray):
+                if kind is np.int64 and value != int(value):
+                    continue
+                with jax.numpy_dtype_promotion("strict"):
+                    np.testing.assert_allclose(function(**{name: kind(value)}), expected, rtol=1e-6)
+
+
 def test_rho_may_fall_as_the_learning_rate_rises():
     rho = saner_jax.rho_from_learning_rate(lambda step: 0.1 * step, 0.0, 1.0, rho_min=0.4, rho_max=0.2)
     np.testing.assert_allclose([rho(step) for step in (0, 5, 10, 20)], [0.4, 0.3, 0.2, 0.2], rtol=1e-6)

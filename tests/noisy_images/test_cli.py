@@ -228,7 +228,7 @@ for package in ("tyro", "matplotlib", "tensorboardX", "sklearn", "tensorflow_dat
     sys.modules[package] = None
 from pathlib import Path
 from examples.noisy_images.training import run
-from examples.noisy_images.config import Config
+from examples.noisy_images.config import configure
 
 config = configure(
     dataset="npz", data_dir=sys.argv[1], noise="none", model="mlp", width=1 / 64, method="sgd", batch_size=8, epochs=1
@@ -256,7 +256,8 @@ def test_training_needs_no_package_that_prepares_or_shows(npz, tmp_path, program
 def test_a_whole_session(start, npz, tmp_path, until):
     """Train two seeds, on a terminal; evaluate; the compiled programs are kept."""
     path = npz()
-    arguments = ["--dataset", "npz", "--data-dir", path, "--noise", "none", "--model", "mlp", "--width", "0.015625"]
+    arguments = ["--protocol", "paper", "--dataset", "npz", "--data-dir", path, "--noise", "none"]
+    arguments += ["--model", "mlp", "--width", "0.015625"]
     arguments += ["--method", "sgd", "--batch-size", "8", "--epochs", "2", "--seeds", "0", "1", "--out", tmp_path]
     process = start("train", *arguments)
     assert process.wait() == 0, process.stderr

@@ -1,5 +1,6 @@
 """Numbers over seeds, and tables of them as Markdown."""
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -39,13 +40,12 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         return None
-    here, there = [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
-    mean = statistics.fmean(a - b for a, b in zip(here, there, strict=True))
-    if len(seeds) == 1 or len({a - b for a, b in zip(here, there, strict=True)}) == 1:
-        # One difference, or always the same one: there is no spread to make an interval of.
-        return Difference(mean, *((None, None) if len(seeds) == 1 else (mean, mean)), len(seeds))
-    interval = stats.ttest_rel(here, there).confidence_interval(0.95)
-    return Difference(mean, float(interval.low), float(interval.high), len(seeds))
+    between = [ours[seed] - theirs[seed] for seed in seeds]
+    mean = statistics.fmean(between)
+    if len(seeds) == 1:
+        return Difference(mean, None, None, 1)
+    half = float(stats.t.ppf(0.975, len(seeds) - 1)) * statistics.stdev(between) / math.sqrt(len(seeds))
+    return Difference(mean, mean - half, mean + half, len(seeds))
 
 
 def points(value: Difference | None, digits: int = 1) -> str:

@@ -28,7 +28,7 @@ _ACCURACIES = (
     *("test_accuracy", "heldout_accuracy", "noisy_accuracy", "true_accuracy_on_noisy", "clean_accuracy", "gap"),
     "generalization_gap",
 )
-_DIGITS = 6
+_DIGITS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +81,12 @@ def cell_name(config: Config) -> str:
     return run_name(replace(config, seed=0)).removesuffix("-seed0")
 
 
-def write(folder: Path, cells: Mapping[str, Sequence[Run]], curves: Mapping[str, Mapping[str, Line]]) -> None:
-    """Write the record of runs, by the name of their cell."""
+def write(folder: Path, runs: Iterable[Run], curves: Mapping[str, Mapping[str, Line]]) -> None:
+    """Write the record of runs, and mean curves by the name of their cell."""
     rows = [
         {"run": run.name, "seed": run.seed}
         | {name: _rounded(value) for name, value in run.numbers.items() if _is_kept(name)}
         | {"seconds": round(run.seconds, 1), "device": run.device, "commit": run.commit}
-        for runs in cells.values()
         for run in runs
     ]
     columns = list(dict.fromkeys(name for row in rows for name in row))

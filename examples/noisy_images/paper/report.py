@@ -122,7 +122,11 @@ def write(
     with files.replacing(_with_ending(stem, ".csv")) as temporary:
         _write_csv(temporary, name, rows, last_epoch)
     if record is not None:
-        _write_record(record, rows, last_epoch)
+        # What a setting was chosen among belongs to it, on the seeds of both.
+        choice = figure.choice if figure else None
+        among = presets.cells(choice, ALL, scale) if choice else []
+        both = dict.fromkeys((*presets.seeds(choice), *seeds)) if choice else ()
+        _write_record(record, rows, [read(cell, both, out, kept) for cell in among], last_epoch)
     written = [_with_ending(stem, ".md"), _with_ending(stem, ".csv"), *pictures]
     _show(title, header, body, rows)
     print(f"written in {output}: {', '.join(path.name for path in written)}")
@@ -152,14 +156,10 @@ def read(cell: Cell, seeds: Iterable[int], out: Path, kept: Record = records.NOT
     return Row(cell, complete, values, curves, others)
 
 
-def _write_record(folder: Path, rows: Sequence[Row], panels: Iterable[str]) -> None:
+def _write_record(folder: Path, rows: Sequence[Row], among: Sequence[Row], panels: Iterable[str]) -> None:
     panels = list(panels) or [LAST.removeprefix("last_")]
-    names = [records.cell_name(row.cell.config) for row in rows]
-    records.write(
-        folder,
-        {name: row.runs for name, row in zip(names, rows, strict=True)},
-        {name: records.lines(row.curves, panels) for name, row in zip(names, rows, strict=True)},
-    )
+    curves = {records.cell_name(row.cell.config): records.lines(row.curves, panels) for row in rows}
+    records.write(folder, {run.name: run for row in (*rows, *among) for run in row.runs}.values(), curves)
 
 
 def _beside_the_paper(rows: Sequence[Row], seeds: Sequence[int], last_epoch: Sequence[str]) -> tuple[Any, ...]:
@@ -192,12 +192,14 @@ def _study(
         there = presets.cells(figure.choice, ALL, scale)
         choosing = [read(cell, presets.seeds(figure.choice), out, kept).sample for cell in there]
         reported = [read(cell, seeds, out, kept).sample for cell in there]
-        if any(sample.runs for sample in choosing):
+        if study.can_be_chosen_among(choosing):
             table, best = study.at_its_best(choosing, reported, shown)
             text += [_explained_choice(figure.choice), study.table_of_choice(choosing), table]
             text += [study.table_of_pairs(best)] if best else []
             pairs += best
-    elif not figure.pairs:
+        elif any(sample.runs for sample in choosing):
+            text.append(f"Nothing is chosen on the runs of {figure.choice} before they are complete.")
+    elif not figure.pairs and study.can_be_chosen_among(samples):
         text += ["Chosen among them:", study.table_of_choice(samples)]
     if pairs:
         study.draw(pairs, f"{figure.title}\npaired by seed, 95 % intervals", _with_ending(stem, "-differences.png"))

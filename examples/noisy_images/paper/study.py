@@ -128,6 +128,12 @@ def _counted(pair: Pair) -> str:
 # --- choosing -----------------------------------------------------------------------------------------------------
 
 
+def can_be_chosen_among(samples: Sequence[Sample]) -> bool:
+    """Return whether every cell has runs, of the same seeds: means over different seeds are not to be ranked."""
+    seeds = {frozenset(run.seed for run in sample.runs) for sample in samples}
+    return len(seeds) == 1 and all(seeds)
+
+
 def chosen(samples: Iterable[Sample], criterion: str) -> dict[str, Sample]:
     """Return for every method the cell with the highest mean of a criterion; cells without runs do not count."""
     best: dict[str, Sample] = {}
@@ -144,15 +150,13 @@ def table_of_choice(samples: Sequence[Sample]) -> str:
     for criterion, words in CRITERIA.items():
         for sample in chosen(samples, criterion).values():
             spread = tables.spreads([run.numbers for run in sample.runs], (criterion,))[criterion]
-            others = [s for s in samples if s.cell.config.optimizer.method == sample.cell.config.optimizer.method]
-            counts = sorted({len(s.runs) for s in others})
             rows.append(
                 [
                     words,
                     _upper(sample.cell.config.optimizer.method),
                     sample.cell.setting,
                     tables.percent(spread),
-                    " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))),
+                    str(len(sample.runs)),
                 ]
             )
     return tables.markdown(["chosen by", "method", "setting", "its mean", "n of each setting"], rows)

@@ -175,7 +175,7 @@ def contact_sheet(ranking: Ranking, top: int, path: Path) -> None:
     title = (
         f"most suspicious of {len(train):,} training samples by {ranking.score.replace('_', ' ')}: given → suggested"
     )
-    plots.save(plots.contact_sheet_figure([_image(train, int(i)) for i in chosen], captions, title), path)
+    plots.contact_sheets([_image(train, int(i)) for i in chosen], captions, title, path)
 
 
 def _image(split: data.Split, position: int) -> np.ndarray:

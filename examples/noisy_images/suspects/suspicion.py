@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import data, files
+from ..data.file_names import printable
 from ..errors import UserError, unknown_name
 from ..measures import sample_history
 from ..measures.sample_history import History
@@ -230,7 +231,7 @@ def write_csv(ranking: Ranking, path: Path) -> None:
         for place, i in enumerate(ranking.order, start=1):
             given, suggested = int(train.labels[i]), int(ranking.suggested[i])
             line = [place, int(train.index[i]), ranking.ids[i], ranking.fingerprints[i]]
-            line += [train.paths[i]] if train.paths is not None else []
+            line += [printable(train.paths[i])] if train.paths is not None else []
             line += [given, names[given], suggested, names[suggested], int(is_suspect[i])]
             line += [f"{values[i]:.6g}" for values in (ranking.suspicion[ranking.score], *ranking.values.values())]
             if train.clean_labels is not None:

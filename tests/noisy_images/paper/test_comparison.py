@@ -52,7 +52,7 @@ def test_a_comparison_runs_reads_and_goes_on(config, calls, tmp_path):
     assert calls == [("train", f"{method}-seed{seed}") for seed in (0, 3) for method in ("sgd", "sam")]
     for method in ("sgd", "sam"):
         for seed in (0, 3):
-            written = json.loads((folder / f"{method}-seed{seed}" / "config.json").read_text())
+            written = configuration.flat(configuration.read(folder / f"{method}-seed{seed}" / "config.json"))
             assert (written["method"], written["seed"], written["rho"]) == (method, seed, 0.2)
     assert result["seeds"] == [0, 3] and set(result["table"]) == {"sgd", "sam"}
     assert json.loads((folder / "comparison.json").read_text()) == result

@@ -120,14 +120,12 @@ def test_paired_differences():
     ours, theirs = ({seed: value for seed, value in enumerate(rng.random(9))} for _ in range(2))
     difference = tables.paired(ours, theirs | {20: 0.5})
     between = np.array([ours[seed] - theirs[seed] for seed in ours])
-    half = stats.t.ppf(0.975, 8) * between.std(ddof=1) / 3
-    assert difference == pytest.approx((between.mean(), between.mean() - half, between.mean() + half, 9))
+    ends = stats.ttest_rel([*ours.values()], [*theirs.values()]).confidence_interval(0.95)
+    assert difference == pytest.approx((between.mean(), ends.low, ends.high, 9))
     assert tables.paired({0: 0.5}, {1: 0.5}) is None
     assert tables.paired({0: 0.5}, {0: 0.25}) == (0.25, None, None, 1)
     assert tables.paired({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5}) == (0.25, 0.25, 0.25, 2)
-    assert tables.points(difference).startswith(
-        f"{100 * between.mean():+.1f} ({100 * (between.mean() - half):+.1f} to "
-    )
+    assert tables.points(difference).startswith(f"{100 * between.mean():+.1f} ({100 * ends.low:+.1f} to ")
     assert (tables.points(None), tables.points(tables.Difference(0.25, None, None, 1))) == ("", "+25.0")
 
 
@@ -141,7 +139,8 @@ def test_a_study_says_means_differences_and_how_many_seeds(study_runs, no_pictur
     assert "runs of seeds 200 to 219." in text and "12 runs, 6 min in all, on a device; commit 0123456." in text
     assert "| method | n | noisy, last | test, last | test, chosen | test, best | noisy, chosen | noisy, best |" in text
     noisy = [100 * (0.2 + seed % 5 / 100) for seed in SEEDS]
-    assert f"| SANER | 4 | {np.mean(noisy):.1f} ± {np.std(noisy, ddof=1):.1f} | 66.5 ± " in text
+    tests = [100 * (0.7 - seed % 7 / 100) for seed in SEEDS]
+    assert f"| SANER | 4 | {np.mean(noisy):.1f} ± {np.std(noisy, ddof=1):.1f} | {np.mean(tests):.1f} ± " in text
     assert "| SANER-RANDOM |  |  |" in text
     # The seeds shift both alike, so that their difference has no spread.
     assert "| SANER minus SAM | 4 | -40.0 (-40.0 to -40.0) | +0.0 (" in text
@@ -186,8 +185,27 @@ def test_each_method_at_its_best_radius(study_runs, no_pictures, tmp_path):
         assert f"| {words} | SAM | rho=0.6 |" in text and f"| {words} | SANER | rho=0.4 |" in text
         assert f"| {words} | SAM, rho=0.6 | 3 |" in text and f"| {words} | SANER, rho=0.4 | 4 |" in text
     assert "| SANER, rho=0.4 minus SAM, rho=0.6 | 3 | -10.0 (" in text
+    # The record of the study holds what was chosen among.
+    report.write("elements", ALL, FULL, study_runs, tmp_path / "reports", tmp_path / "record")
+    again = report.write("elements", ALL, FULL, tmp_path / "record", tmp_path / "again")[0]
+    assert again.read_text() == text
     chosen = report.write("radii", ALL, FULL, study_runs, tmp_path / "reports")[0].read_text()
     assert "runs of seeds 100 to 104" in chosen and "Chosen among them:" in chosen and "| rho=0.6 |" in chosen
+
+
+def test_nothing_is_chosen_before_every_setting_has_the_same_seeds(study_runs, no_pictures, tmp_path):
+    cells = presets.cells("radii")
+    for cell in cells[:-1]:
+        write_run(study_runs, cell.run(100), 0.5)
+    for name in ("elements", "radii"):
+        text = report.write(name, ALL, FULL, study_runs, tmp_path / "reports")[0].read_text()
+        assert "chosen by" not in text and ("Nothing is chosen on the runs of radii" in text) == (name == "elements")
+    # As many of each, but not the same.
+    write_run(study_runs, cells[-1].run(101), 0.5)
+    assert "chosen by" not in report.write("radii", ALL, FULL, study_runs, tmp_path / "reports")[0].read_text()
+    write_run(study_runs, cells[-1].run(100), 0.5)
+    (study_runs / run_name(cells[-1].run(101)) / "summary.json").unlink()
+    assert "chosen by" in report.write("radii", ALL, FULL, study_runs, tmp_path / "reports")[0].read_text()
 
 
 def test_a_report_from_a_small_record_is_that_from_the_folders(study_runs, no_pictures, tmp_path):

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from examples.noisy_images.suspects import decisions, page
+from examples.noisy_images.labels import decisions
+from examples.noisy_images.suspects import page
 from tests.noisy_images.suspects.rankings import HOSTILE, ranking
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")

@@ -84,13 +84,13 @@ ALIASES = {
     "fsam+saner": lambda: saner_jax.fsam(0.3, 0.8, 0.6, reweight=saner_jax.downweight(0.9)),
     "vasso+saner": lambda: saner_jax.vasso(0.3, 0.4, reweight=saner_jax.downweight(0.9)),
     "sgd_d": lambda: saner_jax.sgd_d(0.3),
-    "saner_turned": lambda: saner_jax.sam(0.3, saner_jax.downweight(0.9, where=saner_jax.is_turned)),
-    "saner_grown": lambda: saner_jax.sam(0.3, saner_jax.downweight(0.9, where=saner_jax.is_grown)),
+    "saner_turned": lambda: saner_jax.sam(0.3, reweight=saner_jax.downweight(0.9, where=saner_jax.is_turned)),
+    "saner_grown": lambda: saner_jax.sam(0.3, reweight=saner_jax.downweight(0.9, where=saner_jax.is_grown)),
     "saner_last_layer": lambda: saner_jax.sam(
-        0.3, saner_jax.downweight(0.9, mask={"weight": False, "bias": False, "classifier": True})
+        0.3, reweight=saner_jax.downweight(0.9, mask={"weight": False, "bias": False, "classifier": True})
     ),
-    "saner_random": lambda: saner_jax.sam(0.3, saner_jax.downweight_random(0.9)),
-    "saner_norm": lambda: saner_jax.sam(0.3, methods.scale_to_norm_of(saner_jax.downweight(0.9))),
+    "saner_random": lambda: saner_jax.sam(0.3, reweight=saner_jax.downweight_random(0.9)),
+    "saner_norm": lambda: saner_jax.sam(0.3, reweight=methods.scale_to_norm_of(saner_jax.downweight(0.9))),
 }
 ODD = configure(
     rho=0.3,
@@ -235,6 +235,12 @@ def test_the_random_control_draws_by_the_training_seed_and_shares_what_is_compil
 
 def test_the_control_for_size_has_sams_direction_and_saners_norm():
     """At every step of a run, also where alpha rises."""
+
+    def perturbed(params):
+        # Elements that shrink, turn and grow.
+        g, factors = gradient(params), {"weight": 0.6, "bias": -0.3, "classifier": 1.4}
+        return {name: factors[name] * g[name] for name in g}
+
     config = replace(ODD, alpha_ramp=0.5, epochs=4, momentum=0.0, weight_decay=0.0)
     params = PARAMS
     names = ("sam", "saner", "saner_norm")
@@ -243,7 +249,7 @@ def test_the_control_for_size_has_sams_direction_and_saners_norm():
     for step in range(5):
         updates = {}
         for name, tx in txs.items():
-            updates[name], states[name] = tx.update(gradient(params), states[name], params, grad_fn=gradient)
+            updates[name], states[name] = tx.update(gradient(params), states[name], params, grad_fn=perturbed)
         flat = {name: np.concatenate([np.ravel(x) for x in jax.tree.leaves(updates[name])]) for name in names}
         norms = {name: np.linalg.norm(values) for name, values in flat.items()}
         assert norms["saner_norm"] == pytest.approx(norms["saner"], rel=1e-5), step

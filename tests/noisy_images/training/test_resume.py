@@ -92,7 +92,7 @@ def test_killed_at_any_moment_and_interrupted(start, reference, tmp_path, until,
     chance = random.Random(0)
     kills = []
     # In the middle of the first epoch, of later ones, and of the writing of a checkpoint.
-    for moment in ("epoch", "write", "epoch"):
+    for moment in ("epoch", "epoch", "write"):
         process = start("resume", folder) if kills else start(*OPTIONS, folder.parent)
         if moment == "write":
             until(lambda: unfinished(folder))
