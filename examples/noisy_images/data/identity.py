@@ -163,7 +163,8 @@ def _stamp(path: str) -> int:
 
 def _read_cache(path: str | os.PathLike) -> dict[int, int]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: NumPy leaves a file open that it cannot read.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {int(stamp): int(value) for stamp, value in archive["stamps_and_contents"]}
     # A cache that is missing or damaged is no cache.
     except Exception:
