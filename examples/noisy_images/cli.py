@@ -392,7 +392,7 @@ def list_names() -> None:
     print("methods:")
     for name, summary in methods.SUMMARIES.items():
         print(f"  {name:18} {summary}")
-    print("scores:   ", ", ".join((*ranking.SCORES, ranking.OUT_OF_SAMPLE)))
+    print("scores:   ", ", ".join((*ranking.SCORES, *ranking.PROBABILITY_SCORES)))
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -413,8 +413,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 # Faults of the machine rather than of the program: a full disk, a quota, a folder that cannot be written.
 OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-# Those whose options are settings of a configuration.
-CONFIGURED = ("compare", "train", "noise", "suspects")
+# Those whose protocol follows from their options; that of `suspects` is always the one for own data.
+CONFIGURED = ("compare", "train", "noise")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -433,12 +433,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = asked_protocol(arguments)
         with choices_checked_here():
             tyro.extras.subcommand_cli_from_dict(
-                {
-                    name: functools.partial(command, config=config)
-                    if name in ("compare", "train", "noise")
-                    else command
-                    for name, command in COMMANDS.items()
-                },
+                COMMANDS | {name: functools.partial(COMMANDS[name], config=config) for name in CONFIGURED},
                 prog=PROGRAM,
                 description="Train image classifiers on noisily labelled data. Without a sub-command: compare.",
                 args=arguments,
@@ -479,7 +474,7 @@ def asked_protocol(arguments: Sequence[str]) -> Config:
         asked = Asked()
     if asked.protocol not in typing.get_args(Protocol):
         raise unknown_name("value of --protocol", asked.protocol, typing.get_args(Protocol))
-    dataset = asked.dataset or {"compare": "digits", "suspects": "folder"}.get(command, PAPER.data.dataset)
+    dataset = asked.dataset or ("digits" if command == "compare" else PAPER.data.dataset)
     return PROTOCOLS[USUAL_PROTOCOLS.get(dataset, "paper") if asked.protocol == "auto" else asked.protocol]
 
 

@@ -66,6 +66,11 @@ def write_json(path: str | Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
+def read_json(path: str | Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     """Read one record a line; a last line that was cut short by a kill is left out."""
     records: list[dict[str, Any]] = []

@@ -166,6 +166,27 @@ def apply(
     return applied
 
 
+def apply_file(path: Path, dataset: data.Dataset) -> tuple[list[str], np.ndarray, Applied]:
+    """Apply a file of decisions to the samples of a data set, those of training first, then those of testing.
+
+    Test samples whose names are also those of training samples come from a test set of its own, which nothing is
+    decided about; they are left out.
+
+    Returns:
+      Identities and given labels of the samples, and what is applied to them.
+
+    Raises:
+      UserError: The file cannot be read, or a decision does not fit the data.
+    """
+    ids, test_ids = data.identities(dataset.train), data.identities(dataset.test)
+    splits = [dataset.train]
+    if set(ids).isdisjoint(test_ids):
+        ids, splits = ids + test_ids, [dataset.train, dataset.test]
+    fingerprints = [one for split in splits for one in data.fingerprints(split)]
+    labels = np.concatenate([split.labels for split in splits])
+    return ids, labels, apply(read(path), ids, fingerprints, labels, dataset.class_names)
+
+
 def part(applied: Applied, start: int, count: int) -> Applied:
     """Return what is applied to `count` samples from `start` on."""
     rows = slice(start, start + count)

@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..files import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # The panels of the paper's figures.
@@ -392,7 +393,6 @@ class Dot(NamedTuple):
 def dots_figure(panels: Mapping[str, Sequence[Dot]], title: str) -> "Figure":
     """Return a dot plot of test accuracies in percent, measured beside published, with one panel a data set."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     rows = max(len(dots) for dots in panels.values())
     figure = Figure(figsize=(4.6 * len(panels), 0.27 * rows + 1.6), layout="constrained")
@@ -421,12 +421,7 @@ def dots_figure(panels: Mapping[str, Sequence[Dot]], title: str) -> "Figure":
         axes.set_ylim(len(dots) - 0.5, -0.5)
         axes.set_title(plain(name), fontsize=_FONT + 1, loc="left", fontweight="bold")
         axes.set_xlabel("test accuracy, best epoch (%)", fontsize=_FONT)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=(1, 2, 2.5, 5, 10)))
-        axes.tick_params(axis="x", labelsize=_FONT - 1)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(color="0.9", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        _style_rows(axes, ticks=6)
     figure.legend(
         list(handles.values()),
         list(handles),
@@ -453,7 +448,6 @@ class Interval(NamedTuple):
 def intervals_figure(panels: Mapping[str, Sequence[Interval | None]], labels: Sequence[str], title: str) -> "Figure":
     """Return differences in points with their intervals, a row a label and a panel a quantity, about a line at 0."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(2.6 + 2.4 * len(panels), 0.25 * len(labels) + 1.5), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
@@ -470,16 +464,23 @@ def intervals_figure(panels: Mapping[str, Sequence[Interval | None]], labels: Se
             axes.errorbar(interval.mean, row, xerr=ends, fmt="o", markersize=4.5, elinewidth=1.2, capsize=2, **style)
         axes.set_title(plain(name), fontsize=_FONT, loc="left", fontweight="bold")
         axes.set_xlabel("difference (points)", fontsize=_FONT - 1)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=(1, 2, 2.5, 5, 10)))
-        axes.tick_params(axis="x", labelsize=_FONT - 1)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(color="0.9", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        _style_rows(axes, ticks=5)
     drawn[0].set_yticks(range(len(labels)), [plain(label) for label in labels], fontsize=_FONT - 1)
     drawn[0].set_ylim(len(labels) - 0.5, -0.5)
     _head(figure, title)
     return figure
+
+
+def _style_rows(axes: "Axes", ticks: int) -> None:
+    """Style axes whose rows are labelled and whose x axis has values."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, steps=(1, 2, 2.5, 5, 10)))
+    axes.tick_params(axis="x", labelsize=_FONT - 1)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def contact_sheets(images: Sequence[np.ndarray], captions: Sequence[str], title: str, path: str | Path) -> list[Path]:

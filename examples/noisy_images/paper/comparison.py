@@ -1,6 +1,5 @@
 """Several methods and seeds under one protocol: runs, then a table and a figure."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,10 @@ def report(folder: Path, method_names: Sequence[str], seeds: Sequence[int]) -> d
         name: [files.read_json_lines(folder / f"{name}-seed{seed}" / "metrics.jsonl") for seed in seeds]
         for name in method_names
     }
-    summaries = {name: [read_summary(folder / f"{name}-seed{seed}") for seed in seeds] for name in method_names}
+    summaries = {
+        name: [files.read_json(folder / f"{name}-seed{seed}" / "summary.json") for seed in seeds]
+        for name in method_names
+    }
     table = {name: tables.spreads(values, COLUMNS) for name, values in summaries.items()}
     result = {"environment": environment.environment(), "seeds": list(seeds), "table": table, "summaries": summaries}
     files.write_json(folder / "comparison.json", result)
@@ -121,11 +123,6 @@ def plot(folders: Sequence[Path], output: Path, by: str, figure: str) -> None:
             plots.curves(runs, output, panels[figure])
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """Return the summary of a complete run."""
-    return json.loads((folder / "summary.json").read_text())
 
 
 def markdown(table: Mapping[str, Mapping[str, tables.Spread]]) -> str:

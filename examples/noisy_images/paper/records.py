@@ -49,8 +49,8 @@ class Run:
 def of_folder(folder: Path, seed: int) -> Run:
     """Read a complete run from its folder."""
     history = files.read_json_lines(folder / "metrics.jsonl")
-    seconds = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["seconds"]
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    seconds = files.read_json(folder / "summary.json")["seconds"]
+    environment = files.read_json(folder / "environment.json")
     where = (str(environment["device"]), str(environment["commit"])[:7])
     return Run(folder.name, seed, numbers(history), seconds, *where, history)
 

@@ -68,11 +68,12 @@ def write_decided(source: Path, decided: Path, output: Path, link: bool = False)
       UserError: A decision does not fit the source, or the output cannot be written without touching what is there.
     """
     samples = load(source)
-    train = samples.train
-    ids, fingerprints = data.identities(train), data.fingerprints(train)
-    applied = decisions.apply(decisions.read(decided), ids, fingerprints, train.labels, samples.class_names)
+    ids, labels, applied = decisions.apply_file(decided, samples)
     if source.is_dir():
-        return export.write_folder(source, ids, train.labels, applied, samples.class_names, output, link=link)
+        return export.write_folder(source, ids, labels, applied, samples.class_names, output, link=link)
     with np.load(source, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
+    # What the file holds for testing is copied as it is.
+    train = samples.train
+    applied, ids = decisions.part(applied, 0, len(train)), ids[: len(train)]
     return export.write_npz(source, arrays, train.index, ids, train.labels, applied, samples.class_names, output)

@@ -189,11 +189,10 @@ def _save(trainer: Trainer, checkpoints: Checkpoints, journal: Journal) -> None:
     # The samples first: a kill in between leaves epochs that are measured again, and never a checkpoint that lacks any.
     if journal.samples is not None:
         journal.samples.write()
-    progress = {"epoch": 0}
-    if journal.history:
-        summary = metrics.summary(journal.history)
-        progress = {name: summary[name] for name in ("epochs", "best_epoch") if name in summary}
-        progress["epoch"] = progress.pop("epochs")
+    summary = metrics.summary(journal.history) if journal.history else {"epochs": 0}
+    progress = {"epoch": summary["epochs"]}
+    if "best_epoch" in summary:
+        progress["best_epoch"] = summary["best_epoch"]
     checkpoints.save(trainer.state, progress)
 
 

@@ -17,11 +17,11 @@ LEAST_STEPS = 8
 def settled(config: Config, dataset: data.Dataset) -> Config:
     """Return the configuration with what was left to the data decided: network, epochs, and batches that it fills."""
     model, epochs, samples = config.network.model, config.training.epochs, len(dataset.train)
+    if model != "auto" and epochs is not None:
+        return config
     if model == "auto":
         of_images = len(dataset.image_shape) == 3 and min(dataset.image_shape[:2]) >= LEAST_SIDE
         model = "small_cnn" if of_images else "mlp"
-    if epochs is not None and config.network.model != "auto":
-        return config
     if epochs is None:
         fewest, most = EPOCHS
         epochs = min(max(round(SAMPLES.get(model, SAMPLES["small_cnn"]) / samples), fewest), most)

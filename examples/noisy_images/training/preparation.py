@@ -80,16 +80,14 @@ def prepare(config: Config) -> Prepared:
 
 
 def decided(dataset: data.Dataset, path: Path) -> data.Dataset:
-    """Return a data set with a person's decisions about its given labels applied, in both splits."""
-    splits = (dataset.train, dataset.test)
-    ids, fingerprints = ([one for split in splits for one in of(split)] for of in (data.identities, data.fingerprints))
-    labels = np.concatenate([split.labels for split in splits])
-    applied = decisions.apply(decisions.read(path), ids, fingerprints, labels, dataset.class_names)
-    train, test = (
-        decisions.taken(split, decisions.part(applied, start, len(split)))
-        for split, start in zip(splits, (0, len(dataset.train)), strict=True)
+    """Return a data set with a person's decisions about its labels applied; a test set of its own stays as it is."""
+    ids, _, applied = decisions.apply_file(path, dataset)
+    count, test = len(dataset.train), dataset.test
+    if len(ids) > count:
+        test = decisions.taken(test, decisions.part(applied, count, len(test)))
+    return dataclasses.replace(
+        dataset, train=decisions.taken(dataset.train, decisions.part(applied, 0, count)), test=test
     )
-    return dataclasses.replace(dataset, train=train, test=test)
 
 
 def add_noise(config: Config, dataset: data.Dataset, train: data.Split) -> data.Split:

@@ -15,7 +15,6 @@ sharpness.json    written by the command `sharpness`
 """
 
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,7 @@ def resume(folder: Path, device_count: int | None = None, whereabouts: Whereabou
         trainer = Trainer(config, prepared.dataset, devices.mesh(device_count))
         if launch.is_first():
             path = folder / "environment.json"
-            of_start = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            of_start = files.read_json(path) if path.exists() else {}
             resumed = [*of_start.get("resumed", []), environment(trainer.mesh)]
             files.write_json(path, of_start | {"resumed": resumed})
             files.write_json(folder / "config.json", configuration.to_json(config))
@@ -100,7 +99,7 @@ def run_one(config: Config, folder: Path, device_count: int | None = None, estim
         return train(config, folder, device_count, estimate)
     if not (folder / "summary.json").exists():
         return resume(folder, device_count)
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return files.read_json(folder / "summary.json")
 
 
 def evaluate(folder: Path, device_count: int | None = None, whereabouts: Whereabouts = AS_STARTED) -> dict[str, float]:
@@ -135,7 +134,7 @@ def prepared_again(folder: Path, whereabouts: Whereabouts = AS_STARTED) -> tuple
     # Runs of earlier versions kept no record of their samples.
     if kept.exists():
         try:
-            stored = json.loads(kept.read_text(encoding="utf-8"))
+            stored = files.read_json(kept)
         except ValueError as error:
             raise UserError(f"{kept} is not valid JSON ({error}): restore it.") from error
         identity.check_same_samples(stored, prepared.samples)

@@ -1,0 +1,83 @@
+"""From a source to a copy of it with decisions applied, and training with them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples.noisy_images import data
+from examples.noisy_images.config import OWN, replace
+from examples.noisy_images.errors import UserError
+from examples.noisy_images.labels import decisions
+from examples.noisy_images.labels.decisions import Decision
+from examples.noisy_images.suspects import search
+from examples.noisy_images.training import preparation
+
+
+def decide(source, path, position=0, new=1):
+    """Relabel one training sample."""
+    samples = search.load(source)
+    train, names = samples.train, samples.class_names
+    ids, fingerprints = data.identities(train), data.fingerprints(train)
+    given = names[train.labels[position]]
+    decisions.write([Decision(ids[position], fingerprints[position], given, "relabel", names[new])], path)
+    return ids[position]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for split, count in (("train", 6), ("test", 3)):
+        for label, name in enumerate(("cat", "dog")):
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = np.full((8, 8, 3), (100 * label, 20 * i, len(split)), np.uint8)
+                Image.fromarray(image).save(tmp_path / "photos" / split / name / f"{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    rng = np.random.default_rng(0)
+    values = {"features": rng.normal(size=(12, 3)), "labels": np.arange(12) % 2}
+    values |= {"test_features": rng.normal(size=(4, 3)), "test_labels": np.arange(4) % 2}
+    np.savez(tmp_path / "samples.npz", **values)
+    return tmp_path / "samples.npz"
+
+
+def test_a_copy_keeps_the_test_images(tree, tmp_path):
+    decided = decide(tree, tmp_path / "decisions.csv")
+    search.write_decided(tree, tmp_path / "decisions.csv", tmp_path / "cleaned")
+
+    def files(root):
+        return {str(path.relative_to(root)) for path in root.rglob("*.png")}
+
+    moved = files(tmp_path / "cleaned") - files(tree)
+    assert files(tree) - files(tmp_path / "cleaned") == {decided} and len(moved) == 1
+    assert moved.pop().startswith("train/dog/")
+
+
+def test_a_copy_of_arrays_keeps_the_test_set(arrays, tmp_path):
+    decide(arrays, tmp_path / "decisions.csv")
+    search.write_decided(arrays, tmp_path / "decisions.csv", tmp_path / "cleaned")
+    with np.load(tmp_path / "cleaned" / "samples.npz") as copy, np.load(arrays) as original:
+        assert np.flatnonzero(copy["labels"] != original["labels"]).tolist() == [0]
+        np.testing.assert_array_equal(copy["test_labels"], original["test_labels"])
+
+
+@pytest.mark.parametrize("kind", ["tree", "arrays"])
+def test_training_sees_the_decisions(kind, request, tmp_path):
+    """Also where the names of a test set of its own are those of training samples."""
+    source = request.getfixturevalue(kind)
+    decide(source, tmp_path / "decisions.csv")
+    config = search.of_source(source, OWN)
+    before = preparation.prepare(config).dataset
+    after = preparation.prepare(replace(config, decisions=str(tmp_path / "decisions.csv"))).dataset
+    assert np.flatnonzero(after.train.labels != before.train.labels).tolist() == [0]
+    np.testing.assert_array_equal(after.test.labels, before.test.labels)
+
+
+def test_sources_that_are_none(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        search.of_source(tmp_path / "nothing")
+    (tmp_path / "list.txt").touch()
+    with pytest.raises(UserError, match=r"neither a folder of images nor an \.npz"):
+        search.of_source(tmp_path / "list.txt")
