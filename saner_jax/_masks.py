@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from saner_jax._leaves import PyTree, leafwise
+from saner_jax._leaves import PyTree
 
 
 def is_turned(h: jax.Array, g: jax.Array) -> jax.Array:
@@ -144,16 +145,19 @@ def _reshard(x: jax.Array, sharding: Any) -> jax.Array:
     return jax.sharding.reshard(x, sharding)  # type: ignore[no-untyped-call,no-any-return]
 
 
-@leafwise
+# Of lax alone: an operator of jax.numpy is a traced function of its own for every shape, and a mask has seven.
 def _between_zero_and(x: jax.Array, bound: jax.Array) -> jax.Array:
     tiny = float(jnp.finfo(x.dtype).tiny)  # type: ignore[no-untyped-call]
-    return ((x >= tiny) & (x < bound)) | ((x <= -tiny) & (x > bound))
+    above = lax.bitwise_and(lax.ge(x, tiny), lax.lt(x, bound))
+    below = lax.bitwise_and(lax.le(x, -tiny), lax.gt(x, bound))
+    return lax.bitwise_or(above, below)
 
 
-@leafwise
 def _turned(h: jax.Array, g: jax.Array) -> jax.Array:
     tiny = float(jnp.finfo(h.dtype).tiny)  # type: ignore[no-untyped-call]
-    return ((h >= tiny) & (g <= -tiny)) | ((h <= -tiny) & (g >= tiny))
+    down = lax.bitwise_and(lax.ge(h, tiny), lax.le(g, -tiny))
+    up = lax.bitwise_and(lax.le(h, -tiny), lax.ge(g, tiny))
+    return lax.bitwise_or(down, up)
 
 
 @functools.partial(jax.jit, static_argnums=0)
