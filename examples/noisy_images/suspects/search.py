@@ -40,7 +40,7 @@ def search(
     from ..training import run
 
     run.run_one(config, folder, device_count, estimate=True)
-    return ranking.rank([folder], folder / "suspects", score, top, folds)
+    return ranking.rank([folder], folder / "suspects", score, top, folds, run.whereabouts_in(config))
 
 
 def by_probabilities(source: Path, config: Config, probabilities: Path, output: Path, score: str, top: int) -> Ranking:

@@ -15,6 +15,7 @@ sharpness.json    written by the command `sharpness`
 """
 
 import contextlib
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,19 @@ def resume(folder: Path, device_count: int | None = None, whereabouts: Whereabou
 
 
 def run_one(config: Config, folder: Path, device_count: int | None = None, estimate: bool = False) -> dict[str, Any]:
-    """Bring one run to its end: start it, go on with it, or leave it as it is when it is complete."""
+    """Bring one run to its end: start it, go on with it where its files are now, or leave it when it is complete."""
     configuration.check_same_run(config, folder)
     if not (folder / "config.json").exists():
         return train(config, folder, device_count, estimate)
     if not (folder / "summary.json").exists():
-        return resume(folder, device_count)
+        return resume(folder, device_count, whereabouts_in(config))
     return files.read_json(folder / "summary.json")
+
+
+def whereabouts_in(config: Config) -> Whereabouts:
+    """Return where a configuration finds its files: now, for a run that was started with the same one."""
+    names = [field.name for field in dataclasses.fields(Whereabouts)]
+    return Whereabouts(**{name: getattr(config.circumstances, name) for name in names})
 
 
 def evaluate(folder: Path, device_count: int | None = None, whereabouts: Whereabouts = AS_STARTED) -> dict[str, float]:

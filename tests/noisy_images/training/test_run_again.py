@@ -81,6 +81,28 @@ def test_data_that_has_moved_is_found_where_it_is_said_to_be(config, tmp_path, m
     assert run.evaluate(tmp_path / "run") == measured
 
 
+def moved_after_an_interruption(config, folder, tmp_path):
+    """Cut a run off before its summary, and move its data; return where the data is now."""
+    (folder / "summary.json").unlink()
+    return str(shutil.move(tmp_path / "data.npz", tmp_path / "moved.npz"))
+
+
+def test_what_is_cut_off_goes_on_where_the_same_command_finds_its_files(config, tmp_path):
+    summary = run.run_one(config, tmp_path / "run")
+    there = moved_after_an_interruption(config, tmp_path / "run", tmp_path)
+    again = run.run_one(replace(config, data_dir=there), tmp_path / "run")
+    assert again["last_test_accuracy"] == summary["last_test_accuracy"]
+    assert configuration.read(tmp_path / "run" / "config.json").circumstances.data_dir == there
+
+
+def test_folds_go_on_where_the_data_is_now(config, tmp_path):
+    run.train(config, tmp_path / "run")
+    before = cross_validation.out_of_sample(tmp_path / "run", 3)
+    there = moved_after_an_interruption(config, tmp_path / "run" / "cross-validation-3" / "fold-1", tmp_path)
+    after = cross_validation.out_of_sample(tmp_path / "run", 3, Whereabouts(data_dir=there))
+    np.testing.assert_array_equal(after, before)
+
+
 def test_another_data_set_in_the_same_place_is_refused_where_it_is_said_to_be(config, npz, tmp_path):
     run.train(config, tmp_path / "run")
     other = Whereabouts(data_dir=npz(train=30))
