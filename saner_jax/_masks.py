@@ -147,14 +147,14 @@ def _reshard(x: jax.Array, sharding: Any) -> jax.Array:
 
 # Of lax alone: an operator of jax.numpy is a traced function of its own for every shape, and a mask has seven.
 def _between_zero_and(x: jax.Array, bound: jax.Array) -> jax.Array:
-    tiny = float(jnp.finfo(x.dtype).tiny)  # type: ignore[no-untyped-call]
+    tiny = jnp.finfo(x.dtype).tiny  # type: ignore[no-untyped-call]
     above = lax.bitwise_and(lax.ge(x, tiny), lax.lt(x, bound))
     below = lax.bitwise_and(lax.le(x, -tiny), lax.gt(x, bound))
     return lax.bitwise_or(above, below)
 
 
 def _turned(h: jax.Array, g: jax.Array) -> jax.Array:
-    tiny = float(jnp.finfo(h.dtype).tiny)  # type: ignore[no-untyped-call]
+    tiny = jnp.finfo(h.dtype).tiny  # type: ignore[no-untyped-call]
     down = lax.bitwise_and(lax.ge(h, tiny), lax.le(g, -tiny))
     up = lax.bitwise_and(lax.le(h, -tiny), lax.ge(g, tiny))
     return lax.bitwise_or(down, up)
