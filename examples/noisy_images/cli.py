@@ -467,7 +467,7 @@ def asked_protocol(arguments: Sequence[str]) -> Config:
     """Return the protocol that a command's options start from: the one it names, or that of its data set."""
     command, *options = [a for a in arguments if a not in ("-h", "--help")] or ["compare"]
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
             asked, _ = tyro.cli(Asked, args=options, return_unknown_args=True)
     except SystemExit:
         # An option without its value, which the command's own parser says better.

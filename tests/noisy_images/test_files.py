@@ -1,8 +1,15 @@
 """Files are whole or not there."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
 from examples.noisy_images import files
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_a_file_takes_its_place_when_the_block_ends(tmp_path):
@@ -45,3 +52,20 @@ def test_json_keeps_floats_exactly(tmp_path):
     files.append_json_line(tmp_path / "a.jsonl", record)
     (back,) = files.read_json_lines(tmp_path / "a.jsonl")
     assert back["x"] == record["x"] and back["y"] == record["y"] and back["z"] != back["z"]
+
+
+def test_text_is_utf_8_whatever_the_locale(tmp_path):
+    """Also of a name that is no UTF-8 itself."""
+    script = (
+        "import sys; from examples.noisy_images import files; folder = sys.argv[1]\n"
+        r"files.write_text(folder + '/a.md', '\u732b \xb1 caf\udce9')"
+        "\nprint(ascii(files.read_json_lines(folder + '/b.jsonl')))"
+    )
+    (tmp_path / "b.jsonl").write_bytes('{"name": "犬"}\n'.encode())
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], cwd=ROOT, env=os.environ | locale, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.md").read_bytes() == "猫 ± caf".encode() + b"\xe9"
+    assert done.stdout == ascii([{"name": "犬"}]) + "\n"
