@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from examples.noisy_images import cli, config, data, models
+from examples.noisy_images import cli, config, data, files, models
 from examples.noisy_images.config import PAPER, replace
 from examples.noisy_images.paper import comparison
 from examples.noisy_images.suspects import ranking
@@ -298,6 +299,53 @@ def test_a_disk_that_takes_no_more_is_one_line(number, fails, monkeypatch):
     monkeypatch.setattr(run, "train", full)
     line = fails("train", *SMALL, status=1)
     assert line.startswith(f"error: cannot write runs/x/metrics.jsonl ({os.strerror(number)})")
+
+
+@pytest.mark.parametrize(
+    ("package", "distribution", "command"),
+    [
+        ("matplotlib", "matplotlib", "plot RUN --output curves.png"),
+        ("matplotlib", "matplotlib", "noise --dataset npz --data-dir DATA --folder audit"),
+        ("PIL", "pillow", "train --dataset folder --data-dir TREE --epochs 1"),
+        ("flax", "flax", "train --dataset npz --data-dir DATA --model mlp --noise none"),
+        ("sklearn", "scikit-learn", "train --dataset digits --model mlp"),
+        ("grain", "grain", "train --dataset folder --data-dir TREE --image-size 16 --batch-size 2 --epochs 1"),
+        ("tyro", "tyro", "list"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_one_line(
+    package, distribution, command, npz, tmp_path, program_environment
+):
+    for name in ("a", "b"):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "tree" / name / f"{number}.png")
+    (tmp_path / "run").mkdir()
+    files.write_json(tmp_path / "run" / "config.json", config.to_json(PAPER))
+    files.append_json_line(tmp_path / "run" / "metrics.jsonl", {"epoch": 1, "test_accuracy": 0.5})
+    places = {"RUN": tmp_path / "run", "DATA": npz(), "TREE": tmp_path / "tree"}
+    arguments = [str(places.get(word, word)) for word in command.split()]
+    # As a package that is not there: whoever imports it is told so.
+    run_it = "runpy.run_module('examples.noisy_images', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import runpy, sys; sys.modules[{package!r}] = None; {run_it}", *arguments],
+        cwd=tmp_path,
+        env=program_environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert f"pip install {distribution}" in done.stderr
+
+
+def test_a_missing_part_of_the_program_itself_keeps_its_traceback(monkeypatch):
+    def wrong(config, folder, devices):
+        raise ModuleNotFoundError("No module named 'examples.noisy_images.x'", name="examples.noisy_images.x")
+
+    monkeypatch.setattr(run, "train", wrong)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["train", *SMALL])
 
 
 def test_a_reader_that_has_ended_is_no_traceback(program_environment):

@@ -1,5 +1,6 @@
 """Several methods and seeds under one protocol: runs, then a table and a figure."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,8 @@ def report(folder: Path, method_names: Sequence[str], seeds: Sequence[int]) -> d
         from ..measures import plots
 
         plots.curves({name.upper(): runs for name, runs in histories.items()}, folder / "figure.png")
-    except ModuleNotFoundError:
-        pass
+    except ModuleNotFoundError as error:
+        print(f"note: {error.name} is not installed, so figure.png was left out.", file=sys.stderr)
     return result
 
 
