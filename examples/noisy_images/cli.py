@@ -6,6 +6,7 @@ import errno
 import functools
 import io
 import os
+import re
 import signal
 import sys
 import typing
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import tyro
 
+from . import files
 from .config import (
     AS_STARTED,
     OWN,
@@ -270,7 +272,7 @@ def suspects(
     join(launch)
     from .suspects import ranking, search
 
-    folder = out / (name or f"{source.resolve().stem}-suspects")
+    folder = out / (name or f"{re.sub(files.UNFIT_FOR_CHECKPOINTS, '_', source.resolve().stem)}-suspects")
     if pred_probs is not None:
         found = search.by_probabilities(
             source, config, pred_probs, folder / "suspects", score or ranking.OF_PROBABILITIES, top
@@ -332,7 +334,6 @@ def sharpness(
         output: File for the tables as Markdown; nowhere if not given.
         whereabouts: Where the runs find their files now, if elsewhere than when they were started.
     """
-    from . import files
     from .paper import sharpness as measuring
 
     rows, groups = measuring.measure(

@@ -15,6 +15,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+# Letters of a path that Orbax fails on once the first epoch is over: what is no UTF-8, and what it takes for a slash.
+UNFIT_FOR_CHECKPOINTS = r"[\ud800-\udfff]" if os.name == "nt" else r"[\ud800-\udfff\\]"
+
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:

@@ -16,6 +16,7 @@ sharpness.json    written by the command `sharpness`
 
 import contextlib
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 from .. import config as configuration
 from .. import files
 from ..config import AS_STARTED, Config, Whereabouts
-from ..data import identity
+from ..data import identity, printable
 from ..errors import UserError
 from ..measures import metrics
 from . import devices, launch, timing
@@ -47,6 +48,7 @@ def train(config: Config, folder: Path, device_count: int | None = None, estimat
       UserError: The configuration or the data is wrong, or the folder already holds a run.
       Interrupted: The run was asked to stop.
     """
+    _check_name(folder)
     configuration.check_same_run(config, folder)
     if (folder / "config.json").exists():
         raise UserError(f"{folder} already holds a run: go on with `resume {folder}`, or choose another --name.")
@@ -135,6 +137,7 @@ def prepared_again(folder: Path, whereabouts: Whereabouts = AS_STARTED) -> tuple
     Raises:
       UserError: The folder holds no run, or the data is no longer the samples that it was trained on.
     """
+    _check_name(folder)
     config = whereabouts.of(configuration.read(folder / "config.json"))
     prepared = prepare(config)
     kept = folder / "data.json"
@@ -145,7 +148,16 @@ def prepared_again(folder: Path, whereabouts: Whereabouts = AS_STARTED) -> tuple
         except ValueError as error:
             raise UserError(f"{kept} is not valid JSON ({error}): restore it.") from error
         identity.check_same_samples(stored, prepared.samples)
-    return config, prepared
+    return prepared.config, prepared
+
+
+def _check_name(folder: Path) -> None:
+    path = str(folder.resolve())
+    if re.search(files.UNFIT_FOR_CHECKPOINTS, path):
+        raise UserError(
+            f"checkpoints cannot be kept in the folder {printable(path)}, whose name is not UTF-8 or has a backslash: "
+            "choose another, or rename it."
+        )
 
 
 def _kept_from_others(folder: Path) -> Any:

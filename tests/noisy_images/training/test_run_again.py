@@ -103,6 +103,18 @@ def test_folds_go_on_where_the_data_is_now(config, tmp_path):
     np.testing.assert_array_equal(after, before)
 
 
+@pytest.mark.parametrize("name", ["caf\udce9", "a\\b"])
+def test_a_folder_that_checkpoints_cannot_lie_in_is_refused_before_the_work(config, tmp_path, name):
+    with pytest.raises(UserError, match="checkpoints cannot be kept in the folder") as error:
+        run.train(config, tmp_path / name / "run")
+    assert str(error.value).encode() and list(tmp_path.iterdir()) == [tmp_path / "data.npz"]
+    run.train(config, tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / name)
+    for again in (run.resume, run.evaluate):
+        with pytest.raises(UserError, match="checkpoints cannot be kept in the folder"):
+            again(tmp_path / name)
+
+
 def test_another_data_set_in_the_same_place_is_refused_where_it_is_said_to_be(config, npz, tmp_path):
     run.train(config, tmp_path / "run")
     other = Whereabouts(data_dir=npz(train=30))
@@ -118,6 +130,17 @@ def test_a_run_of_an_earlier_version_kept_no_record_of_its_samples(config, tmp_p
     (tmp_path / "run" / "data.json").write_text("{")
     with pytest.raises(UserError, match=r"data.json is not valid JSON"):
         run.evaluate(tmp_path / "run")
+
+
+@pytest.mark.parametrize("section, setting", [("training", "epochs"), ("network", "model")])
+def test_what_was_left_to_the_data_is_decided_by_it_again(config, tmp_path, section, setting):
+    folder = tmp_path / "run"
+    run.train(config, folder)
+    values = files.read_json(folder / "config.json")
+    values[section][setting] = None if setting == "epochs" else "auto"
+    files.write_json(folder / "config.json", values)
+    with pytest.raises(UserError, match=r"belongs to another configuration \((epochs|batch_size): .* here"):
+        run.resume(folder)
 
 
 def _hold(folder, held, release):
