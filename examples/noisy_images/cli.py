@@ -159,6 +159,7 @@ def plot(
         figure: Panels, named after the paper's figures: 1, 2, 3, 5 (of 5 to 7); and of runs with --analyse-batches
             also alignment, shares (of the gradient's elements), layers (the down-weighted share by parameter).
     """
+    files.check_folder(output.parent)
     comparison.plot(folders, output, by, figure)
 
 
@@ -212,6 +213,8 @@ def report(
     """
     from .paper import report
 
+    for folder in filter(None, (output, record)):
+        files.check_folder(folder)
     report.write(preset, selection, scale, out, output or out / "reports", record)
 
 
@@ -238,6 +241,7 @@ def rank(
     if not folders:
         raise UserError("there is nothing to rank: give the folder of a run, or of several.")
     output = output or folders[0] / "ranking"
+    files.check_folder(output)
     ranking.show(ranking.rank(folders, output, score or ranking.OF_HISTORIES, top, cross_validate, whereabouts), output)
 
 
@@ -273,6 +277,7 @@ def suspects(
     from .suspects import ranking, search
 
     folder = out / (name or f"{re.sub(files.UNFIT_FOR_CHECKPOINTS, '_', source.resolve().stem)}-suspects")
+    files.check_folder(folder / "suspects")
     if pred_probs is not None:
         found = search.by_probabilities(
             source, config, pred_probs, folder / "suspects", score or ranking.OF_PROBABILITIES, top
@@ -336,6 +341,8 @@ def sharpness(
     """
     from .paper import sharpness as measuring
 
+    if output is not None:
+        files.check_folder(output.parent)
     rows, groups = measuring.measure(
         folders, samples=samples, seed=seed, tolerance=tolerance, by=by, whereabouts=whereabouts
     )
@@ -355,6 +362,8 @@ def noise(config: Options[Config] = PAPER, protocol: Protocol = "auto", folder: 
     """
     from .training import preparation
 
+    if folder is not None:
+        files.check_folder(folder)
     audit = preparation.prepare(config).audit
     if audit is None:
         raise UserError(f"the true labels of {config.data.dataset!r} are unknown, so its noise cannot be inspected.")

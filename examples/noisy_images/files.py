@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,22 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise unless files can be written into a folder that is there or can be made; nothing is left behind.
+
+    Raises:
+      UserError: Before the work whose results could not be kept.
+    """
+    existing = folder.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write into the folder {folder} ({error.strerror}): choose another.") from error
 
 
 @contextlib.contextmanager

@@ -348,6 +348,20 @@ def test_a_missing_part_of_the_program_itself_keeps_its_traceback(monkeypatch):
         cli.main(["train", *SMALL])
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("plot x --output {}/a.png", "rank x --output {}", "noise --folder {}/deep", "sharpness x --output {}/a.md"),
+        *("report table1 --output {}", "report table1 --record {}", "suspects x --out {}", "rank {}"),
+    ],
+)
+def test_what_cannot_be_written_to_is_found_before_the_work(command, fails, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    line = fails(*command.format(tmp_path / "taken").split())
+    assert re.match(r"error: cannot write into the folder .*taken.* \(Not a directory\): choose another", line)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
 def test_a_reader_that_has_ended_is_no_traceback(program_environment):
     command = f"{sys.executable} -m examples.noisy_images list | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(

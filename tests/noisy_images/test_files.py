@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from examples.noisy_images import files
+from examples.noisy_images.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -19,6 +20,16 @@ def test_a_file_takes_its_place_when_the_block_ends(tmp_path):
         assert temporary.parent == path.parent and temporary.suffix == ".txt" and not path.exists()
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_looking_whether_a_folder_can_be_written_into_leaves_nothing(tmp_path):
+    files.check_folder(tmp_path)
+    files.check_folder(tmp_path / "new" / "deep")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for folder in (tmp_path / "nowhere", tmp_path / "nowhere" / "deep"):
+        with pytest.raises(UserError, match="cannot write into the folder"):
+            files.check_folder(folder)
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -87,6 +88,12 @@ def read(root: pathlib.Path) -> ImageTree:
     if left_out := +left_out:
         warnings.warn(f"left out of {printable(str(root))}: {_summary(left_out)}", stacklevel=4)
     class_names = tuple(printable(folder.name) for folder in folders)
+    if alike := _look_alike(class_names):
+        warnings.warn(
+            f"{printable(str(train_root))} has classes whose names look alike ({shorten(alike)}): merge the folders "
+            "of those that are one class",
+            stacklevel=4,
+        )
     return ImageTree(root, class_names, train, test, _layout(folders, splits))
 
 
@@ -203,6 +210,14 @@ def _labelled(
 
 def _summary(left_out: collections.Counter[str]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
+
+
+def _look_alike(names: Sequence[str]) -> list[str]:
+    """Return the names that differ from another one in case, in spaces or in how their letters are composed alone."""
+    by_look: dict[str, list[str]] = collections.defaultdict(list)
+    for name in names:
+        by_look["".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
+    return [repr(name) for alike in by_look.values() if len(alike) > 1 for name in alike]
 
 
 def _hint(folders: Sequence[pathlib.Path]) -> str:

@@ -180,3 +180,13 @@ def test_class_names_that_are_not_utf_8_are_printable(tmp_path):
     os.rename(os.fsencode(tmp_path / "oak"), os.fsencode(tmp_path) + b"/ch\xeane")
     loaded = data.load("folder", data_dir=tmp_path)
     assert loaded.class_names == ("ch\\xeane", "elm") and loaded.description.encode()
+
+
+@pytest.mark.parametrize(
+    "names", [("Elm", "elm"), ("caf\u00e9", "cafe\u0301"), ("red oak", "red oak "), ("a b", "a  b")]
+)
+def test_classes_that_look_alike_are_said(tmp_path, names):
+    tree, said = _read(_class_folders(tmp_path, (*names, "oak")))
+    assert sorted(tree.class_names) == sorted((*names, "oak"))
+    assert "has classes whose names look alike" in said and all(repr(name) in said for name in names)
+    assert "'oak'" not in said
