@@ -78,6 +78,8 @@ class Figure(NamedTuple):
     """Curves that are drawn over the epochs; all if not given."""
     pairs: tuple[tuple[str, str], ...] = ()
     """Curves that are compared seed by seed, the first minus the second."""
+    at_equal_loss: str | None = None
+    """Metric that is also compared where the training losses are equal."""
     choice: str | None = None
     """Figure whose seeds each method's setting is chosen on, so that the methods are compared each at its best."""
 
@@ -296,6 +298,17 @@ FIGURES |= {
         # Nothing else is reported on these.
         seeds=tuple(range(100, 105)),
         by="method",
+    ),
+    "sharpness": Figure(
+        "Sharpness: how sharp the minima are at equal training loss",
+        _THREE,
+        (0.5,),
+        dataset="digits",
+        panels=("sharpness", "train_loss", "noisy_accuracy"),
+        protocol=DIGITS,
+        seeds=tuple(range(200, 210)),
+        pairs=(("sam", "sgd"), ("saner", "sgd"), ("saner", "sam")),
+        at_equal_loss="sharpness",
     ),
 }
 NAMES = (*TABLES, *FIGURES)

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import errors, files
 from ..errors import UserError
-from ..measures import metrics, sample_history
+from ..measures import metrics, sample_history, sharpness
 from . import launch, logs, methods
 from .checkpoints import Checkpoints
 from .preparation import Prepared
@@ -139,6 +139,9 @@ def _measured(trainer: Trainer, prepared: Prepared, journal: Journal) -> dict[st
         analysed, leaves = trainer.analyse_gradients()
         journal.leaves(epoch, leaves)
     due = _is_due(trainer, config.circumstances.evaluate_every)
+    curvature: dict[str, float] = {}
+    if due and (samples := config.circumstances.sharpness_samples):
+        curvature["sharpness"] = sharpness.of_trainer(trainer, samples=samples)["eigenvalue"]
     return {
         "epoch": epoch,
         "step": trainer.step,
@@ -147,6 +150,7 @@ def _measured(trainer: Trainer, prepared: Prepared, journal: Journal) -> dict[st
         "alpha": _value(schedules.alpha, last_step),
         **running_metrics(trainer.state),
         **analysed,
+        **curvature,
         **measure(trainer, prepared, on_training_set=due, recorder=journal.samples),
     }
 
