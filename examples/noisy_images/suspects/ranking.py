@@ -80,7 +80,8 @@ def rank(
         if folds is not None:
             out_of_sample.append(cross_validation.out_of_sample(folder, folds, whereabouts))
     dataset = prepared.dataset
-    ranking = from_histories(histories, out_of_sample, score, dataset.train, dataset.class_names)
+    hashes = folders[-1] / run.HASHES
+    ranking = from_histories(histories, out_of_sample, score, dataset.train, dataset.class_names, hashes)
     reason = estimate.why_not(dataset.train.labels, dataset.num_classes)
     if out_of_sample and reason is not None:
         _note(f"{reason}: the number of wrong labels is estimated from the histories.")

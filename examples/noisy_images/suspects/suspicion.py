@@ -75,11 +75,12 @@ def from_histories(
     score: str,
     train: data.Split,
     class_names: tuple[str, ...],
+    hashes: Path | None = None,
 ) -> Ranking:
     """Rank samples by their histories in several runs, and by their probabilities out of sample where there are any.
 
     The number of wrong labels is estimated from the probabilities where there are any and confident learning can
-    use them, else from the histories.
+    use them, else from the histories. `hashes` is the file that keeps what of the samples has been hashed before.
     """
     measures = scores.SCORES | (scores.MARGIN_SCORES if all(one.margins is not None for one in histories) else {})
     values = {name: np.stack([measure(history) for history in histories]) for name, measure in measures.items()}
@@ -94,7 +95,7 @@ def from_histories(
         )
     alike = [history for history in histories if np.array_equal(history.epochs, histories[0].epochs)]
     losses = np.mean([history.losses for history in alike], axis=0, dtype=np.float32)
-    return _ranking(score, values, suggested, train, class_names, found, Curves(alike[0].epochs, losses))
+    return _ranking(score, values, suggested, train, class_names, found, Curves(alike[0].epochs, losses), hashes)
 
 
 def from_probabilities(
@@ -149,6 +150,7 @@ def _ranking(
     class_names: tuple[str, ...],
     found: tuple[Estimate, list[Confusion]],
     curves: Curves | None,
+    hashes: Path | None = None,
 ) -> Ranking:
     """Average ranks over the runs and put the samples in order."""
     from scipy.stats import rankdata
@@ -168,7 +170,7 @@ def _ranking(
         train=train,
         class_names=class_names,
         ids=tuple(data.identities(train)),
-        fingerprints=tuple(data.fingerprints(train)),
+        fingerprints=tuple(data.fingerprints(train, hashes)),
         estimate=found[0],
         confusions=found[1],
         curves=curves,
