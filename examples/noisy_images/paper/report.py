@@ -372,7 +372,7 @@ def _write_csv(path: Path, name: str, rows: Sequence[Row], last_epoch: Iterable[
             label = f"last_{metric}_percent" if percent else f"last_{metric}"
             record |= numbers(label, row.values.get(f"last_{metric}"), 100 if percent else 1)
         records.append(record)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, records[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
