@@ -142,6 +142,9 @@ def test_probabilities_are_those_of_the_losses(tiny):
     dataset = tiny()
     trainer = Trainer(replace(CONFIG, batch_size=8), dataset)
     probabilities = trainer.probabilities(dataset.train)
-    losses, predictions = trainer.evaluate(dataset.train)
+    losses, predictions, margins = trainer.evaluate(dataset.train)
+    given, others = probabilities[np.arange(24), dataset.train.labels], np.array(probabilities)
+    others[np.arange(24), dataset.train.labels] = 0
+    np.testing.assert_allclose(np.log(given / others.max(axis=1)), margins, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(-np.log(probabilities[np.arange(24), dataset.train.labels]), losses, rtol=1e-4)
     np.testing.assert_array_equal(probabilities.argmax(axis=1), predictions)

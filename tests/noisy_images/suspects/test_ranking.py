@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -387,6 +388,25 @@ def test_several_seeds_rank_together(two_seeds, tmp_path):
     assert (ranks[0]["mean_loss"] != ranks[1]["mean_loss"]).any()
 
 
+def test_runs_rank_by_their_margins_where_all_have_kept_them(two_seeds, tmp_path):
+    result = ranking.rank(two_seeds, tmp_path / "both", "area_under_margin", top=1)
+    means = [sample_history.read(folder).margins.mean(axis=0, dtype=np.float64) for folder in two_seeds]
+    np.testing.assert_allclose(result.values["area_under_margin"], np.mean(means, axis=0), rtol=1e-9)
+    assert suspicion.quality(result)["scores"]["area_under_margin"]["auc"] > 0.6
+    # A run of an earlier version.
+    earlier = tmp_path / "earlier"
+    shutil.copytree(two_seeds[1], earlier)
+    for path in (earlier / "samples").glob("epochs-*.npz"):
+        with np.load(path) as archive:
+            arrays = {name: archive[name] for name in archive.files if name != "margins"}
+        np.savez(path, **arrays)
+    runs = [two_seeds[0], earlier]
+    with pytest.raises(UserError, match="--score area_under_margin needs the margins, which these runs did not keep"):
+        ranking.rank(runs, tmp_path / "out", "area_under_margin", top=1)
+    assert not (tmp_path / "out").exists()
+    assert "area_under_margin" not in ranking.rank(runs, tmp_path / "out", "mean_loss", top=1).values
+
+
 def test_arrays_are_as_cleanlab_reads_them(two_seeds, tmp_path):
     ranking.rank(two_seeds[:1], tmp_path, "last_loss", top=1)
     labels = np.load(tmp_path / "labels.npy")
@@ -410,8 +430,6 @@ def test_what_does_not_belong_together(two_seeds, tmp_path):
         ranking.rank(two_seeds, tmp_path / "out", "mean", top=1)
     with pytest.raises(UserError, match="needs the folds: add --cross-validate 5"):
         ranking.rank(two_seeds, tmp_path / "out", ranking.OUT_OF_SAMPLE, top=1)
-    with pytest.raises(UserError, match="--score area_under_margin needs the margins, which these runs did not keep"):
-        ranking.rank(two_seeds, tmp_path / "out", "area_under_margin", top=1)
     with pytest.raises(UserError, match="--top must be at least 1, got 0"):
         ranking.rank(two_seeds, tmp_path / "out", "mean_loss", top=0)
     assert not (tmp_path / "out").exists()
