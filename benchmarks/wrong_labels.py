@@ -44,7 +44,7 @@ from examples.noisy_images.errors import UserError
 from examples.noisy_images.labels import human_labels, noise
 from examples.noisy_images.measures.sample_history import History
 from examples.noisy_images.measures.tables import Difference, paired, points
-from examples.noisy_images.suspects import estimate, scores, search, suspicion
+from examples.noisy_images.suspects import estimate, ranking, scores, search, suspicion
 from examples.noisy_images.training import preparation
 from examples.noisy_images.training.trainer import Trainer
 
@@ -82,8 +82,9 @@ class Combination(NamedTuple):
         return f"{self.training}, {self.name}"
 
 
-DEFAULT = Combination(Training("saner", IN), "mean_loss")
-DEFAULT_ESTIMATE = Combination(Training("saner", IN), "histories")
+# What `suspects` does unasked.
+DEFAULT = Combination(Training(OWN.optimizer.method, IN), ranking.OF_HISTORIES)
+DEFAULT_ESTIMATE = Combination(Training(OWN.optimizer.method, IN), "histories")
 
 
 class Cell(NamedTuple):
@@ -119,6 +120,11 @@ class Material:
     """Of CIFAR."""
     human_labels: tuple[tuple[str, str], ...] = ()
     """Pairs of a data set and its file of human labels."""
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """What a measurement depends on; where the files lie is not part of it."""
+        return {"digits": self.digits, "cifar": self.cifar, "epochs": self.epochs}
 
 
 # --- cells --------------------------------------------------------------------------------------------------------
@@ -318,7 +324,7 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
     material = Material(args.digits, args.cifar, args.epochs, args.data_dir, tuple(sorted(files_of.items())))
     human = [name for name in CIFAR if name in files_of and _is_prepared(name, args.data_dir)]
     cells = choosing_cells(args.seeds) if args.choose else reported_cells(args.seeds, human)
-    setting = {"choose": args.choose, "seeds": list(args.seeds)} | dataclasses.asdict(material)
+    setting = {"choose": args.choose, "seeds": list(args.seeds)} | material.sizes
     results: dict[str, Any] = {"setting": setting, "skipped": {}, "left_out": 0, "measured": []}
     if importlib.util.find_spec("cleanlab") is None:
         results["skipped"]["counts of confident learning"] = f"cleanlab is not installed (`{INSTALL}`)"
@@ -342,11 +348,10 @@ def measure(args: argparse.Namespace, budget: timing.Budget) -> dict[str, Any]:
 
 def kept(path: pathlib.Path, material: Material, measured: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what the file holds, or else measure and write it."""
-    setting = {"digits": material.digits, "cifar": material.cifar, "epochs": material.epochs}
     if not path.exists():
-        files.write_json(path, {"setting": setting} | measured())
+        files.write_json(path, {"setting": material.sizes} | measured())
     record = files.read_json(path)
-    if record.pop("setting") != setting:
+    if record.pop("setting") != material.sizes:
         raise UserError(f"{path} was measured in another setting: give another --folder.")
     return record
 
@@ -482,7 +487,7 @@ def _report_choice(measured: Sequence[Mapping[str, Any]], whole: bool) -> list[s
             mean = abs(float(np.mean(list(values.of(one).values()))))
             rows.append([name, f"{100 * mean:.1f}", points(gap), str(one.training.cost)])
         lines += ["", *tables.table(["combination", title, "beside the best (95 %)", "passes"], rows)]
-        before = "as before" if chosen == default else f"before: {default}"
+        before = "the default" if chosen == default else f"the default is {default}"
         found = f"Chosen on {len(values.cells)} cells: **{chosen}** ({before})."
         lines += ["", found if whole else "Nothing is chosen on a part of the cells."]
     return lines
@@ -538,8 +543,9 @@ def _by_group(
 
 # Of every kind of ranking one or two.
 BY_NOISE = (
+    *(Combination(Training(method, IN), "disagreement") for method in METHODS),
     *(Combination(Training(method, IN), "mean_loss") for method in METHODS),
-    *(Combination(Training(method, IN), "area_under_margin") for method in METHODS),
+    *(Combination(Training(method, IN), "area_under_margin") for method in ("sgd", "saner")),
     *(Combination(Training("sgd", OUT), name) for name in ("self_confidence", "normalized_margin")),
 )
 

@@ -208,10 +208,11 @@ def test_an_estimate_of_none_counts_as_half_a_sample():
 
 
 def test_the_tables():
-    default, folds = Training("saner", IN), Training("sgd", OUT)
+    default, folds = wrong_labels.DEFAULT.training, Training("sgd", OUT)
+    score = wrong_labels.DEFAULT.name
     of_people = [Cell("cifar10", "worse_label", None, seed) for seed in range(2)]
     digits = [Cell("digits", "symmetric", rate, seed) for seed in range(2) for rate in (0.1, 0.2)]
-    measured = [record(cell, default, {"mean_loss": 0.8}, {"histories": 10}, 3) for cell in (*digits, *of_people)]
+    measured = [record(cell, default, {score: 0.8}, {"histories": 10}, 3) for cell in (*digits, *of_people)]
     measured += [
         record(cell, folds, {"normalized_margin": 0.7 + 0.1 * cell.seed}, {"off_diagonal": 40}, 9)
         for cell in digits[1:]
@@ -219,7 +220,7 @@ def test_the_tables():
     setting = {"choose": False, "seeds": [0, 1], "digits": 60, "cifar": 40, "epochs": None}
     results = {**ENVIRONMENT, "setting": setting, "measured": measured, "skipped": {"this": "that"}, "left_out": 3}
     lines = wrong_labels.report(results).splitlines()
-    assert "| **saner, in-sample, mean_loss** | 80.0 | 80.0 |  |" in lines
+    assert f"| **saner, in-sample, {score}** | 80.0 | 80.0 |  |" in lines
     # Three of four cells: seed 0 is ten points behind, seed 1 none; the interval is that of two pairs.
     assert any(
         line.startswith("| sgd, out-of-sample, normalized_margin | 76.7 * |  | -5.0 (-68.5 to +58.5)") for line in lines
