@@ -242,7 +242,7 @@ class Circumstances:
     checkpoint_every: Count = 1
     """Epochs between checkpoints; the last epoch always has one."""
     sample_history: bool = True
-    """Keep loss and predicted label of every training sample at every evaluation on the training set."""
+    """Keep loss, predicted label and margin of every training sample at every evaluation on the training set."""
     analyse_batches: Whole = 0
     """Batches whose gradients are analysed after every epoch: ratio of the two, alignment with label noise."""
     sharpness_samples: Whole = 0

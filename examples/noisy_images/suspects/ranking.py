@@ -31,7 +31,7 @@ from .suspicion import Ranking, from_histories, from_probabilities, quality, wri
 
 SHOWN = 10
 # The scores that samples are ranked by where none is asked for.
-OF_HISTORIES, OF_PROBABILITIES = "mean_loss", "normalized_margin"
+OF_HISTORIES, OF_PROBABILITIES = "disagreement", "normalized_margin"
 
 
 def rank(

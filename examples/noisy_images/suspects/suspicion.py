@@ -35,7 +35,8 @@ class Ranking:
     """The training samples of one or several runs, in the order of the training set unless said otherwise.
 
     Attributes:
-      order: int (N,), positions of the samples, the most suspicious first; samples that are alike keep their order.
+      order: int (N,), positions of the samples, the most suspicious first; those that the score cannot tell apart by
+        their mean loss where there is one, and then in the order of the training set.
       score: The name of the score that the order is by.
       suspicion: By score, float64 (N,) in (0, 1]: the share of the samples that are at most as suspicious, a tie
         counting half, averaged over the runs.
@@ -161,8 +162,10 @@ def _ranking(
         name: (rankdata(-values if name in scores.LOW else values, axis=1) / len(train)).mean(axis=0)
         for name, values in by_run.items()
     }
+    # Counts of epochs leave many samples alike, above all where few epochs were evaluated.
+    among_alike = suspicion.get("mean_loss", np.zeros(len(train)))
     return Ranking(
-        order=np.argsort(-suspicion[score], kind="stable"),
+        order=np.lexsort((-among_alike, -suspicion[score])),
         score=score,
         suspicion=suspicion,
         values={name: values.mean(axis=0) for name, values in by_run.items()},

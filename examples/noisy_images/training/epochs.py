@@ -173,16 +173,16 @@ def measure(
     values = {}
     # One's own data may be trained on whole.
     if len(dataset.test):
-        losses, predictions = trainer.evaluate(dataset.test)
-        values["test_accuracy"] = float((predictions == dataset.test.labels).mean())
-        values["test_loss"] = float(losses.mean())
+        measured = trainer.evaluate(dataset.test)
+        values["test_accuracy"] = float((measured.predictions == dataset.test.labels).mean())
+        values["test_loss"] = float(measured.losses.mean())
     if prepared.heldout is not None:
-        _, predictions = trainer.evaluate(prepared.heldout)
+        predictions = trainer.evaluate(prepared.heldout).predictions
         values["heldout_accuracy"] = float((predictions == prepared.heldout.labels).mean())
     if on_training_set:
-        losses, predictions = trainer.evaluate(dataset.train)
+        losses, predictions, margins = trainer.evaluate(dataset.train)
         if recorder is not None:
-            recorder.add(trainer.epoch, losses, predictions)
+            recorder.add(trainer.epoch, losses, predictions, margins)
         values |= metrics.on_training_set(predictions, losses, dataset.train.labels, dataset.train.clean_labels)
         if len(dataset.test):
             values["generalization_gap"] = values["train_accuracy"] - values["test_accuracy"]

@@ -10,7 +10,7 @@ analysis.jsonl    with --analyse-batches, one line an epoch: the gradient's shar
 curves.png        the same as a figure
 tensorboard/      the same as scalars
 checkpoints/      the newest two
-samples/          loss and predicted label of every training sample over the epochs
+samples/          loss, predicted label and margin of every training sample over the epochs
 summary.json      the numbers that are reported
 sharpness.json    written by the command `sharpness`
 """
