@@ -559,7 +559,8 @@ def _by_noise(values: Values) -> list[str]:
         by_setting: dict[tuple[str, float | None], list[float]] = {}
         for cell, value in values.of(one).items():
             by_setting.setdefault((cell.noise, cell.rate), []).append(value)
-        rows.append([str(one), *(_percent(float(np.mean(by_setting[setting]))) for setting in settings)])
+        found = (by_setting.get(setting) for setting in settings)
+        rows.append([str(one), *(_percent(float(np.mean(some))) if some else "" for some in found)])
     return tables.table(["combination", *(f"{kind} {100 * rate:g} %" for kind, rate in settings)], rows)
 
 

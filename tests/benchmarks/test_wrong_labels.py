@@ -217,17 +217,21 @@ def test_the_tables():
         record(cell, folds, {"normalized_margin": 0.7 + 0.1 * cell.seed}, {"off_diagonal": 40}, 9)
         for cell in digits[1:]
     ]
+    # Stopped before the folds of the last setting.
+    stopped = Cell("digits", "instance", 0.2, 0)
     setting = {"choose": False, "seeds": [0, 1], "digits": 60, "cifar": 40, "epochs": None}
+    measured += [record(stopped, Training("sgd", IN), {"mean_loss": 0.5}, {"histories": 10})]
     results = {**ENVIRONMENT, "setting": setting, "measured": measured, "skipped": {"this": "that"}, "left_out": 3}
     lines = wrong_labels.report(results).splitlines()
-    assert f"| **saner, in-sample, {score}** | 80.0 | 80.0 |  |" in lines
+    assert f"| **saner, in-sample, {score}** | 80.0 * | 80.0 |  |" in lines
     # Three of four cells: seed 0 is ten points behind, seed 1 none; the interval is that of two pairs.
     assert any(
         line.startswith("| sgd, out-of-sample, normalized_margin | 76.7 * |  | -5.0 (-68.5 to +58.5)") for line in lines
     )
-    assert "| combination | symmetric 10 % | symmetric 20 % |" in lines
-    assert "| sgd, out-of-sample, normalized_margin | 80.0 | 75.0 |" in lines
-    assert "| **saner, in-sample, histories** | 0.50 | 0.50 |  |" in lines
+    assert "| combination | symmetric 10 % | symmetric 20 % | instance 20 % |" in lines
+    assert "| sgd, out-of-sample, normalized_margin | 80.0 | 75.0 |  |" in lines
+    assert "| sgd, in-sample, mean_loss |  |  | 50.0 |" in lines
+    assert "| **saner, in-sample, histories** | 0.50 * | 0.50 |  |" in lines
     # As far off as the default, in the other direction.
     assert any(line.startswith("| sgd, out-of-sample, off_diagonal | 2.00 * |  | +0.0") for line in lines)
     assert "| sgd, out-of-sample, seconds | 9.0 * |  |" in lines
