@@ -1,6 +1,6 @@
 """Measure what this machine can in the time given, and write the results with the targets they meet or miss.
 
-All benchmarks but `scaling`, whose compilations take longer than that, and `loader`, which no target is about.
+All benchmarks that have targets and fit the time; the others are started alone.
 
     python -m benchmarks --minutes 10
 

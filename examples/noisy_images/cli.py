@@ -392,7 +392,7 @@ def list_names() -> None:
     print("methods:")
     for name, summary in methods.SUMMARIES.items():
         print(f"  {name:18} {summary}")
-    print("scores:   ", ", ".join((*ranking.SCORES, *ranking.PROBABILITY_SCORES)))
+    print("scores:   ", ", ".join((*ranking.SCORES, *ranking.MARGIN_SCORES, *ranking.PROBABILITY_SCORES)))
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

@@ -492,3 +492,13 @@ def test_own_folder_of_images(tmp_path, streamed, capsys):
     assert "dark/00.png" in text and "area under ROC" not in text
     with Image.open(tmp_path / "out" / "suspects.png") as sheet:
         assert sheet.width > 500
+
+
+def test_an_estimate_of_a_network_that_has_learned_little_is_doubted(example, tmp_path, capsys):
+    """Guessing three classes has a loss of 1.1."""
+    one, train = example
+    ranking.show(rank([one], train), tmp_path)
+    assert "ended at 0.80, where guessing has 1.10: the network has learned little" in capsys.readouterr().err
+    learned = dataclasses.replace(one, losses=one.losses / 2)
+    ranking.show(rank([learned], train), tmp_path)
+    assert "learned little" not in capsys.readouterr().err
