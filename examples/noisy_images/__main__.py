@@ -2,12 +2,11 @@
 
 import sys
 
-from .errors import missing_package
+from .errors import not_installed
 
 if __name__ == "__main__":
     try:
         from .cli import main
     except ModuleNotFoundError as error:
-        print(f"error: {missing_package(error)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(f"error: {not_installed(error)}")
     main()

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from examples.noisy_images import cli, config, data, files, models
+from examples.noisy_images import cli, config, data, models
 from examples.noisy_images.config import PAPER, replace
+from examples.noisy_images.errors import not_installed
 from examples.noisy_images.paper import comparison
 from examples.noisy_images.suspects import ranking
 from examples.noisy_images.training import epochs, methods, run
@@ -302,53 +302,6 @@ def test_a_disk_that_takes_no_more_is_one_line(number, fails, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("package", "distribution", "command"),
-    [
-        ("matplotlib", "matplotlib", "plot RUN --output curves.png"),
-        ("matplotlib", "matplotlib", "noise --dataset npz --data-dir DATA --folder audit"),
-        ("PIL", "pillow", "train --dataset folder --data-dir TREE --epochs 1"),
-        ("flax", "flax", "train --dataset npz --data-dir DATA --model mlp --noise none"),
-        ("sklearn", "scikit-learn", "train --dataset digits --model mlp"),
-        ("grain", "grain", "train --dataset folder --data-dir TREE --image-size 16 --batch-size 2 --epochs 1"),
-        ("tyro", "tyro", "list"),
-    ],
-)
-def test_a_package_that_is_not_installed_is_one_line(
-    package, distribution, command, npz, tmp_path, program_environment
-):
-    for name in ("a", "b"):
-        (tmp_path / "tree" / name).mkdir(parents=True)
-        for number in range(5):
-            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "tree" / name / f"{number}.png")
-    (tmp_path / "run").mkdir()
-    files.write_json(tmp_path / "run" / "config.json", config.to_json(PAPER))
-    files.append_json_line(tmp_path / "run" / "metrics.jsonl", {"epoch": 1, "test_accuracy": 0.5})
-    places = {"RUN": tmp_path / "run", "DATA": npz(), "TREE": tmp_path / "tree"}
-    arguments = [str(places.get(word, word)) for word in command.split()]
-    # As a package that is not there: whoever imports it is told so.
-    run_it = "runpy.run_module('examples.noisy_images', run_name='__main__')"
-    done = subprocess.run(
-        [sys.executable, "-c", f"import runpy, sys; sys.modules[{package!r}] = None; {run_it}", *arguments],
-        cwd=tmp_path,
-        env=program_environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
-    assert f"pip install {distribution}" in done.stderr
-
-
-def test_a_missing_part_of_the_program_itself_keeps_its_traceback(monkeypatch):
-    def wrong(config, folder, devices):
-        raise ModuleNotFoundError("No module named 'examples.noisy_images.x'", name="examples.noisy_images.x")
-
-    monkeypatch.setattr(run, "train", wrong)
-    with pytest.raises(ModuleNotFoundError):
-        cli.main(["train", *SMALL])
-
-
-@pytest.mark.parametrize(
     "command",
     [
         *("plot x --output {}/a.png", "rank x --output {}", "noise --folder {}/deep", "sharpness x --output {}/a.md"),
@@ -382,3 +335,32 @@ def test_a_terminal_that_cannot_show_a_name(program_environment, tmp_path):
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_module_of_our_own_that_is_missing_is_a_fault():
+    ours = ModuleNotFoundError("No module named 'examples.noisy_images.nothing'", name="examples.noisy_images.nothing")
+    with pytest.raises(ModuleNotFoundError):
+        not_installed(ours)
+
+
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("tyro", "list"),
+        ("matplotlib", "noise --dataset digits --folder audit"),
+        ("PIL", "train --dataset folder --data-dir photos"),
+    ],
+)
+def test_a_package_that_is_missing_is_one_line(package, command, tmp_path, program_environment):
+    """In a process that has not imported it already."""
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    start = (
+        f"import sys, runpy; sys.modules[{package!r}] = None; sys.argv[1:] = {command.split()}; "
+        "runpy.run_module('examples.noisy_images', None, '__main__')"
+    )
+    environment = program_environment | {"PYTHONPATH": str(ROOT)}
+    command_line = [sys.executable, "-c", start]
+    done = subprocess.run(command_line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode in (1, 2)
+    assert done.stderr == f'error: {package} is not installed, which this needs: run `pip install -e ".[examples]"`.\n'

@@ -7,13 +7,15 @@ content. A run keeps both for all its samples, so that it can say later what has
 import base64
 import hashlib
 import json
-import weakref
+import os
+import pathlib
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..errors import UserError
+from .cache import read_cached_arrays, write_cached_arrays
 from .dataset import Dataset, Split
 from .file_names import printable, shorten
 from .image_files import ImageFiles, map_images
@@ -33,18 +35,23 @@ def identities(split: Split) -> list[str]:
     return split.identities
 
 
-def fingerprints(split: Split) -> list[str]:
+def fingerprints(split: Split, cache: str | os.PathLike | None = None) -> list[str]:
     """Return 16 hexadecimal digits of every sample's content, which depend on neither its order nor its label.
 
     The content is that of the file where a sample is a file, else its pixels or features with their shape and type.
 
+    Args:
+      split: The samples.
+      cache: A file that keeps what has been hashed: a file whose size, times and inode are those of the last time is
+        not read again. It is written as well; None reads every file.
+
     Raises:
       UserError: A file cannot be read.
     """
-    return [f"{value:016x}" for value in _contents(split)]
+    return [f"{value:016x}" for value in _contents(split, cache)]
 
 
-def fingerprint(dataset: Dataset) -> dict:
+def fingerprint(dataset: Dataset, cache: str | os.PathLike | None = None) -> dict:
     """Return what identifies the samples of both splits, in values that JSON can hold.
 
     Per split `samples`, their number; `digest`, a hash of all identities, contents and source labels that does not
@@ -55,19 +62,26 @@ def fingerprint(dataset: Dataset) -> dict:
         "version": VERSION,
         "class_names": list(dataset.class_names),
         "splits": {
-            "train": _split_fingerprint(dataset.train),
-            "test": _split_fingerprint(dataset.test),
+            "train": _split_fingerprint(dataset.train, cache),
+            "test": _split_fingerprint(dataset.test, cache),
         },
     }
 
 
-def check_same_samples(stored: dict, dataset: Dataset, *, splits: Sequence[str] = ("train", "test")) -> None:
+def check_same_samples(
+    stored: dict,
+    dataset: Dataset,
+    *,
+    splits: Sequence[str] = ("train", "test"),
+    cache: str | os.PathLike | None = None,
+) -> None:
     """Raise an error that names what has changed unless a data set has the samples that `fingerprint` saw.
 
     Args:
       stored: What `fingerprint` returned when the run began.
       dataset: The data set as it is now.
       splits: The splits that have to be the same.
+      cache: As for `fingerprints`.
 
     Raises:
       UserError: Samples are new, gone, or have another content or label, or the classes are others.
@@ -79,7 +93,7 @@ def check_same_samples(stored: dict, dataset: Dataset, *, splits: Sequence[str] 
         )
     changes = []
     for split in splits:
-        now = _split_fingerprint(getattr(dataset, split))
+        now = _split_fingerprint(getattr(dataset, split), cache)
         was = stored["splits"][split]
         if now["digest"] != was["digest"]:
             changes += [f"{change} in the {split} set" for change in _differences(was, now)]
@@ -92,19 +106,23 @@ def check_same_samples(stored: dict, dataset: Dataset, *, splits: Sequence[str] 
 # --- contents -----------------------------------------------------------------------------------------------------
 
 
-# A split is hashed once: what checks the samples of a run and what writes their fingerprints read every file once
-# between them. Sizes and times of files are not believed, so nothing is kept for the next start.
-_HASHED: weakref.WeakKeyDictionary[Split, np.ndarray] = weakref.WeakKeyDictionary()
-
-
-def _contents(split: Split) -> np.ndarray:
+def _contents(split: Split, cache: str | os.PathLike | None) -> np.ndarray:
     """Return the hash of every sample's content, uint64 (N,)."""
-    if split not in _HASHED:
-        if split.paths is None and not split.streamed:
-            _HASHED[split] = np.fromiter(map(_hash_array, split.images), np.uint64, len(split))
-        else:
-            _HASHED[split] = _hash_files(split.images if split.streamed else ImageFiles(split.paths))
-    return _HASHED[split]
+    if split.paths is None and not isinstance(split.images, ImageFiles):
+        return np.fromiter(map(_hash_array, split.images), np.uint64, len(split))
+    files = split.images if isinstance(split.images, ImageFiles) else ImageFiles(split.paths)
+    if cache is None or files.archive is not None:
+        return _hash_files(files)
+    stamps = np.fromiter(map(_stamp, files.paths), np.uint64, len(files))
+    known = _read_cache(cache)
+    values = np.fromiter((known.get(int(stamp), 0) for stamp in stamps), np.uint64, len(files))
+    unknown = np.flatnonzero([int(stamp) not in known for stamp in stamps])
+    if len(unknown):
+        values[unknown] = _hash_files(files[unknown])
+        known |= zip(map(int, stamps), map(int, values), strict=True)
+        table = np.array(list(known.items()), np.uint64).reshape(-1, 2)
+        write_cached_arrays(pathlib.Path(cache), {"stamps_and_contents": table})
+    return values
 
 
 def _hash(*parts: bytes) -> int:
@@ -133,14 +151,29 @@ def _hash_files(files: ImageFiles) -> np.ndarray:
     return np.fromiter(values, np.uint64, len(files))
 
 
+def _stamp(path: str) -> int:
+    # The time of the last change of the inode cannot be set back, so no file takes another's place unseen.
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return 0
+    values = (path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return _hash(repr(values).encode())
+
+
+def _read_cache(path: str | os.PathLike) -> dict[int, int]:
+    table = (read_cached_arrays(pathlib.Path(path), None) or {}).get("stamps_and_contents", np.empty((0, 2), np.uint64))
+    return dict(table.tolist())
+
+
 # --- what a run keeps ---------------------------------------------------------------------------------------------
 
 
-def _split_fingerprint(split: Split) -> dict:
+def _split_fingerprint(split: Split, cache: str | os.PathLike | None) -> dict:
     names = identities(split)
     order = sorted(range(len(names)), key=names.__getitem__)
     names = [names[i] for i in order]
-    contents = _contents(split)[order]
+    contents = _contents(split, cache)[order]
     labels = np.stack([split.labels, split.labels if split.clean_labels is None else split.clean_labels])[:, order]
     digest = hashlib.blake2b(digest_size=16)
     for part in (json.dumps(names).encode(), contents.astype(">u8").tobytes(), labels.astype(">i4").tobytes()):

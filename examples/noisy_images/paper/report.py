@@ -22,7 +22,7 @@ from ..config import run_name
 from ..errors import UserError
 from ..measures import plots, tables
 from ..training import timing
-from . import comparison, presets, records, runs, study
+from . import comparison, equal_loss, presets, records, runs, study
 from .presets import ALL, PUBLISHED_SEEDS, Cell, Published, Scale, Selection
 from .records import Record, Run
 from .study import Sample
@@ -186,6 +186,8 @@ def _study(
     pairs = study.compared(study.pairs_of(figure, samples), shown)
     if pairs:
         text += ["Differences in points, paired by seed, with 95 % intervals:", study.table_of_pairs(pairs)]
+    if figure.at_equal_loss:
+        text += equal_loss.report(samples, study.pairs_of(figure, samples), figure.at_equal_loss)
     if figure.choice:
         # The same cells twice: on the seeds that are chosen on, and on those that are reported.
         kept = records.read(out)

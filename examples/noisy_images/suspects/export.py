@@ -126,9 +126,9 @@ def _targets(
     places: Sequence[str], labels: np.ndarray, applied: Applied, class_names: Sequence[str]
 ) -> list[str | None]:
     """Return the path of each image in the copy; None where it is dropped."""
-    # A tree of splits has its classes one folder deeper, whatever the splits are called.
-    folders = [original(class_names[label]) for label in labels]
-    depth = int(any(PurePosixPath(place).parts[0] != folder for place, folder in zip(places, folders, strict=True)))
+    class_folders = [original(class_names[label]) for label in labels]
+    # A tree of splits has its classes one folder deeper, whatever it calls them.
+    depth = int(any(PurePosixPath(p).parts[:1] != (folder,) for p, folder in zip(places, class_folders, strict=True)))
     # What stays where it is has its place first.
     moved = applied.kept & (applied.labels != labels)
     taken = {place for place, keep, move in zip(places, applied.kept, moved, strict=True) if keep and not move}
@@ -140,7 +140,7 @@ def _targets(
         if not moved[position]:
             targets.append(place if applied.kept[position] else None)
             continue
-        if len(parts) < depth + 2 or parts[depth] != folders[position]:
+        if len(parts) < depth + 2 or parts[depth] != class_folders[position]:
             given = class_names[labels[position]]
             raise UserError(f"the image {place!r} is not in a folder of its class {given!r}: it cannot be moved.")
         new = PurePosixPath(*parts[:depth], original(class_names[applied.labels[position]]), *parts[depth + 1 :])
