@@ -92,15 +92,22 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
-    """Read one record a line; a last line that was cut short by a kill is left out."""
+    """Read one record a line; a last line that was cut short by a kill is left out.
+
+    Raises:
+      UserError: Another line is no record.
+    """
     records: list[dict[str, Any]] = []
-    if not Path(path).exists():
-        return records
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if Path(path).exists() else []
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
-            break
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif number < len(lines):
+            raise UserError(f"line {number} of {path} is damaged: restore the file, or start the run again.")
     return records
 
 

@@ -58,6 +58,14 @@ def test_json_lines_survive_a_line_that_was_cut_short(tmp_path):
     assert path.read_text() == "".join(whole.splitlines(keepends=True)[:2])
 
 
+@pytest.mark.parametrize("line", ["x", '{"epoch": 1', "5", ""])
+def test_a_line_that_is_damaged_before_the_last_is_no_end(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"epoch": 1}}\n{line}\n{{"epoch": 3}}\n')
+    with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is damaged: restore the file"):
+        files.read_json_lines(path)
+
+
 def test_json_keeps_floats_exactly(tmp_path):
     record = {"x": 0.1 + 0.2, "y": 1e-30, "z": float("nan")}
     files.append_json_line(tmp_path / "a.jsonl", record)

@@ -143,6 +143,19 @@ def test_what_was_left_to_the_data_is_decided_by_it_again(config, tmp_path, sect
         run.resume(folder)
 
 
+@pytest.mark.parametrize("kept", [(), (1,), (2,), (2, 1), ("x", 2)])
+def test_a_run_whose_records_lack_epochs_is_neither_gone_on_with_nor_summed_up(config, tmp_path, kept):
+    folder = tmp_path / "run"
+    run.train(config, folder)
+    lines = dict(enumerate((folder / "metrics.jsonl").read_text().splitlines(keepends=True), start=1)) | {"x": "?\n"}
+    (folder / "metrics.jsonl").write_text("".join(lines[line] for line in kept))
+    (folder / "summary.json").unlink()
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"metrics\.jsonl (holds \d of the 2 epochs|is damaged)"):
+        run.resume(folder)
+    assert (folder / "metrics.jsonl").read_bytes() == before and not (folder / "summary.json").exists()
+
+
 def _hold(folder, held, release):
     with files.locked(folder):
         held.set()
