@@ -422,7 +422,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "list": list_names,
 }
 # Faults of the machine rather than of the program: a full disk, a quota, a folder that cannot be written.
-OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 # Those whose protocol follows from their options; that of `suspects` is always the one for own data.
 CONFIGURED = ("compare", "train", "noise")
 
@@ -460,7 +460,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.errno not in OUTSIDE:
             raise
         where = f" {error.filename}" if error.filename else ""
-        sys.exit(_say(f"error: cannot write{where} ({error.strerror}): what was written before is kept.", 1))
+        verb = "use" if error.errno == errno.ENAMETOOLONG else "write"
+        sys.exit(_say(f"error: cannot {verb}{where} ({error.strerror}): what was written before is kept.", 1))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted.", 130))
     except Interrupted as error:

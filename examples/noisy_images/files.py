@@ -52,14 +52,21 @@ def check_folder(folder: Path) -> None:
     Raises:
       UserError: Before the work whose results could not be kept.
     """
-    existing = folder.absolute()
-    while not os.path.lexists(existing):
-        existing = existing.parent
     try:
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if _is_there(path))
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise UserError(f"cannot write into the folder {folder} ({error.strerror}): choose another.") from error
+
+
+def _is_there(path: Path) -> bool:
+    # Not `exists`, to which a broken link, and a name that is too long, are nothing.
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -291,7 +291,7 @@ def test_a_copy_under_another_name_trains(tmp_path, npz, program_environment):
     assert not any("from examples" in text or "import examples" in text for text in sources)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EFBIG])
 def test_a_disk_that_takes_no_more_is_one_line(number, fails, monkeypatch):
     def full(config, folder, devices):
         raise OSError(number, os.strerror(number), "runs/x/metrics.jsonl")
@@ -313,6 +313,17 @@ def test_what_cannot_be_written_to_is_found_before_the_work(command, fails, tmp_
     line = fails(*command.format(tmp_path / "taken").split())
     assert re.match(r"error: cannot write into the folder .*taken.* \(Not a directory\): choose another", line)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        *((f"train {' '.join(SMALL)} --name {{}}", 2), ("noise --folder {}", 2), ("rank x --output {}/x", 2)),
+        *(("resume {}", 1), ("evaluate {}", 1), ("suspects {}", 1)),
+    ],
+)
+def test_a_name_that_is_too_long_is_one_line(command, status, fails):
+    assert "(File name too long)" in fails(*command.format("a" * 300).split(), status=status)
 
 
 def test_a_reader_that_has_ended_is_no_traceback(program_environment):

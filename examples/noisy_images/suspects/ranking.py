@@ -22,6 +22,7 @@ import numpy as np
 
 from .. import data, files
 from ..config import AS_STARTED, Whereabouts
+from ..data.npz import why_unreadable
 from ..errors import UserError, unknown_name
 from ..measures import sample_history
 from ..measures.sample_history import History
@@ -120,7 +121,7 @@ def rank_probabilities(
         # Without pickles: an array file must not be able to run code.
         probabilities = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read {path} as .npy ({error}): write it with numpy.save.") from error
+        raise UserError(f"cannot read {path} as .npy ({why_unreadable(error)}): write it with numpy.save.") from error
     if not isinstance(probabilities, np.ndarray):
         raise UserError(f"{path} holds several arrays: give a .npy of probabilities, one row a sample.")
     ranking = from_probabilities(probabilities, score, train, class_names)

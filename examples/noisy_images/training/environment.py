@@ -56,7 +56,8 @@ def _commit() -> str | None:
     """Return the commit of this checkout, marked where files differ from it; None outside of one."""
     here = Path(__file__).parent
     try:
-        git = ["git", "-C", str(here)]
+        # Without locks: a run that is killed here must leave none in the user's repository.
+        git = ["git", "--no-optional-locks", "-C", str(here)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -125,3 +125,17 @@ def test_sources_that_are_none(tmp_path):
     (tmp_path / "list.txt").touch()
     with pytest.raises(UserError, match=r"neither a folder of images nor an \.npz"):
         search.of_source(tmp_path / "list.txt")
+
+
+def test_a_copy_of_arrays_of_objects_is_refused_in_one_line(tmp_path):
+    """Loading leaves out what it does not use; a copy would have to hold it."""
+    values = {"features": np.random.default_rng(0).normal(size=(12, 3)), "labels": np.arange(12) % 2}
+    np.savez(tmp_path / "samples.npz", **values, notes=np.array(["a", None] * 6, dtype=object))
+    with pytest.warns(UserWarning, match="arrays that are not used: notes"):
+        decide(tmp_path / "samples.npz", tmp_path / "decisions.csv")
+    with (
+        pytest.warns(UserWarning, match="arrays that are not used"),
+        pytest.raises(UserError, match="notes is an array of Python objects"),
+    ):
+        search.write_decided(tmp_path / "samples.npz", tmp_path / "decisions.csv", tmp_path / "cleaned")
+    assert not (tmp_path / "cleaned").exists()
