@@ -119,6 +119,10 @@ def leaf_keys(key: jax.Array, tree: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))
 
 
+# One past the largest number that is drawn; it fits an int32, as which JAX takes a Python number.
+_END = 1 << 30
+
+
 def shuffle(key: jax.Array, mask: jax.Array) -> jax.Array:
     """Move the True of an array of bools to random places, each place as likely as any other; their count is exact.
 
@@ -129,15 +133,12 @@ def shuffle(key: jax.Array, mask: jax.Array) -> jax.Array:
     bound = _bound(numbers, count)
     below, at_bound = numbers < bound, numbers == bound
     # Of equal numbers at the bound, which are rare, the first ones.
-    places = jnp.where(at_bound, jax.lax.iota(jnp.uint32, mask.size).reshape(mask.shape), _END)
+    places = jnp.where(at_bound, lax.iota(jnp.uint32, mask.size).reshape(mask.shape), _END)
     shuffled = below | (places < _bound(places, count - jnp.count_nonzero(below)))
     sharding: Any = jax.typeof(mask).sharding
     if all(axis is None for axis in sharding.spec):  # The compiler sees to what is not part of the type.
         return shuffled
     return jax.sharding.reshard(shuffled, sharding)  # type: ignore[no-untyped-call,no-any-return]
-
-
-_END = 1 << 30
 
 
 def _bound(numbers: jax.Array, count: jax.Array) -> jax.Array:
@@ -160,7 +161,7 @@ def _bound(numbers: jax.Array, count: jax.Array) -> jax.Array:
 
     none = count * 0  # Varies over what the count varies over.
     start = (none.astype(jnp.uint32), none, none.astype(jnp.uint32) + _END, none + jnp.count_nonzero(numbers < _END))
-    return jax.lax.while_loop(lambda s: (s[1] != count) & (s[2] - s[0] > 1), search, start)[0]
+    return lax.while_loop(lambda s: (s[1] != count) & (s[2] - s[0] > 1), search, start)[0]
 
 
 # Of lax alone: an operator of jax.numpy is a traced function of its own for every shape, and a mask has seven.

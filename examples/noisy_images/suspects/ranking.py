@@ -23,7 +23,7 @@ import numpy as np
 from .. import data, files
 from ..config import AS_STARTED, Whereabouts
 from ..data.npz import why_unreadable
-from ..errors import UserError, unknown_name
+from ..errors import UserError, left_out_if_not_installed, unknown_name
 from ..measures import sample_history
 from ..measures.sample_history import History
 from . import cross_validation, estimate, page
@@ -144,10 +144,8 @@ def write(ranking: Ranking, output: Path, top: int, arrays: dict[str, np.ndarray
     page.write(ranking, output)
     if isinstance(ranking.train.images, np.ndarray) and ranking.train.images.ndim != 4:
         return
-    try:
+    with left_out_if_not_installed("suspects.png"):
         contact_sheet(ranking, top, output / "suspects.png")
-    except ModuleNotFoundError as error:
-        _note(f"{error.name} is not installed, so suspects.png was left out.")
 
 
 def _check(score: str, known: tuple[str, ...], top: int) -> None:

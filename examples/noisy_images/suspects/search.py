@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import data
-from ..config import OWN, Config, replace
+from ..config import OWN, Config, Whereabouts, replace
 from ..data import npz
 from ..errors import UserError
 from ..labels import decisions
@@ -39,7 +39,7 @@ def search(
     from ..training import run
 
     run.run_one(config, folder, device_count, estimate=True)
-    return ranking.rank([folder], folder / "suspects", score, top, folds, run.whereabouts_in(config))
+    return ranking.rank([folder], folder / "suspects", score, top, folds, Whereabouts.found_in(config))
 
 
 def by_probabilities(source: Path, config: Config, probabilities: Path, output: Path, score: str, top: int) -> Ranking:

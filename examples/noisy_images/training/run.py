@@ -16,9 +16,7 @@ sharpness.json    written by the command `sharpness`
 """
 
 import contextlib
-import dataclasses
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from .. import config as configuration
 from .. import files
 from ..config import AS_STARTED, Config, Whereabouts
 from ..data import identity, printable
-from ..errors import UserError
+from ..errors import UserError, left_out_if_not_installed
 from ..measures import metrics
 from . import devices, launch, timing
 from .checkpoints import Checkpoints
@@ -104,14 +102,8 @@ def run_one(config: Config, folder: Path, device_count: int | None = None, estim
     if not (folder / "config.json").exists():
         return train(config, folder, device_count, estimate)
     if not (folder / "summary.json").exists():
-        return resume(folder, device_count, whereabouts_in(config))
+        return resume(folder, device_count, Whereabouts.found_in(config))
     return files.read_json(folder / "summary.json")
-
-
-def whereabouts_in(config: Config) -> Whereabouts:
-    """Return where a configuration finds its files: now, for a run that was started with the same one."""
-    names = [field.name for field in dataclasses.fields(Whereabouts)]
-    return Whereabouts(**{name: getattr(config.circumstances, name) for name in names})
 
 
 def evaluate(folder: Path, device_count: int | None = None, whereabouts: Whereabouts = AS_STARTED) -> dict[str, float]:
@@ -196,8 +188,5 @@ def _plot(history: list[dict[str, Any]], folder: Path) -> None:
 
 def _optional(write: Any) -> None:
     """Write a figure where matplotlib is installed: training does without it."""
-    try:
+    with left_out_if_not_installed("a figure"):
         write()
-    except ModuleNotFoundError as error:
-        package = (error.name or "a package").partition(".")[0]
-        print(f"note: {package} is not installed, so a figure was left out.", file=sys.stderr)
