@@ -45,6 +45,9 @@ from saner_jax._masks import is_downweighted, is_grown, is_turned
 # Observation: a descent stage that changes nothing.
 from saner_jax._monitor import Monitored, observe_gradients
 
+# What is kept of a second gradient for the steps without one.
+from saner_jax._reuse import OrthogonalPart
+
 # Schedules of the papers.
 from saner_jax._schedules import alpha_ramp, rho_from_learning_rate
 
@@ -60,6 +63,7 @@ __all__ = [
     # ascent
     "FollowEmaState",
     "Monitored",
+    "OrthogonalPart",
     "ScaleToAdaptiveNormState",
     "ScaleToNormState",
     # the wrapper, and what it is called with

@@ -44,6 +44,7 @@ def sam(
     perturb_mask: PyTree | None = None,
     monitor: bool = False,
     perturbed_dtype: jax.typing.DTypeLike | None = None,
+    reuse: bool | jax.typing.DTypeLike = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Minimize the loss in a neighbourhood of the weights: SAM.
 
@@ -61,6 +62,7 @@ def sam(
       perturb_mask: leaves that are perturbed; None for all.
       monitor: whether :func:`observe_gradients` stands before the reweighting; see ``state.monitored``.
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own.
+      reuse: whether updates may leave ``grad_fn`` out, at the cost of one gradient; see :func:`sharpness_aware`.
 
     Returns:
       An Optax transformation from the gradient at the weights to the gradient to descend, to stand first in a chain.
@@ -91,6 +93,7 @@ def sam(
         axis_name=axis_name,
         perturb_mask=perturb_mask,
         perturbed_dtype=perturbed_dtype,
+        reuse=reuse,
     )
 
 
@@ -105,6 +108,7 @@ def asam(
     perturb_mask: PyTree | None = None,
     monitor: bool = False,
     perturbed_dtype: jax.typing.DTypeLike | None = None,
+    reuse: bool | jax.typing.DTypeLike = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Minimize the loss in a neighbourhood measured relative to the weights: ASAM.
 
@@ -124,6 +128,7 @@ def asam(
       perturb_mask: leaves that are perturbed; None for all.
       monitor: whether :func:`observe_gradients` stands before the reweighting; see ``state.monitored``.
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own.
+      reuse: whether updates may leave ``grad_fn`` out, at the cost of one gradient; see :func:`sharpness_aware`.
 
     Returns:
       An Optax transformation from the gradient at the weights to the gradient to descend, to stand first in a chain.
@@ -153,6 +158,7 @@ def asam(
         axis_name=axis_name,
         perturb_mask=perturb_mask,
         perturbed_dtype=perturbed_dtype,
+        reuse=reuse,
     )
 
 
@@ -166,6 +172,7 @@ def gsam(
     perturb_mask: PyTree | None = None,
     monitor: bool = False,
     perturbed_dtype: jax.typing.DTypeLike | None = None,
+    reuse: bool | jax.typing.DTypeLike = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Minimize the loss in a neighbourhood and its surrogate gap: GSAM.
 
@@ -185,6 +192,7 @@ def gsam(
       perturb_mask: leaves that are perturbed; None for all.
       monitor: whether :func:`observe_gradients` stands before the reweighting; see ``state.monitored``.
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own.
+      reuse: whether updates may leave ``grad_fn`` out, at the cost of one gradient; see :func:`sharpness_aware`.
 
     Returns:
       An Optax transformation from the gradient at the weights to the gradient to descend, to stand first in a chain.
@@ -215,6 +223,7 @@ def gsam(
         axis_name=axis_name,
         perturb_mask=perturb_mask,
         perturbed_dtype=perturbed_dtype,
+        reuse=reuse,
     )
 
 
@@ -229,6 +238,7 @@ def fsam(
     perturb_mask: PyTree | None = None,
     monitor: bool = False,
     perturbed_dtype: jax.typing.DTypeLike | None = None,
+    reuse: bool | jax.typing.DTypeLike = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Perturb along what is particular to the mini-batch: Friendly SAM.
 
@@ -249,6 +259,7 @@ def fsam(
       perturb_mask: leaves that are perturbed; None for all.
       monitor: whether :func:`observe_gradients` stands before the reweighting; see ``state.monitored``.
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own.
+      reuse: whether updates may leave ``grad_fn`` out, at the cost of one gradient; see :func:`sharpness_aware`.
 
     Returns:
       An Optax transformation from the gradient at the weights to the gradient to descend, to stand first in a chain.
@@ -274,6 +285,7 @@ def fsam(
         axis_name=axis_name,
         perturb_mask=perturb_mask,
         perturbed_dtype=perturbed_dtype,
+        reuse=reuse,
     )
 
 
@@ -287,6 +299,7 @@ def vasso(
     perturb_mask: PyTree | None = None,
     monitor: bool = False,
     perturbed_dtype: jax.typing.DTypeLike | None = None,
+    reuse: bool | jax.typing.DTypeLike = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Perturb along a moving average of the gradient: VaSSO.
 
@@ -305,6 +318,7 @@ def vasso(
       perturb_mask: leaves that are perturbed; None for all.
       monitor: whether :func:`observe_gradients` stands before the reweighting; see ``state.monitored``.
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own.
+      reuse: whether updates may leave ``grad_fn`` out, at the cost of one gradient; see :func:`sharpness_aware`.
 
     Returns:
       An Optax transformation from the gradient at the weights to the gradient to descend, to stand first in a chain.
@@ -331,6 +345,7 @@ def vasso(
         axis_name=axis_name,
         perturb_mask=perturb_mask,
         perturbed_dtype=perturbed_dtype,
+        reuse=reuse,
     )
 
 
@@ -343,6 +358,7 @@ def saner(
     perturb_mask: PyTree | None = None,
     monitor: bool = False,
     perturbed_dtype: jax.typing.DTypeLike | None = None,
+    reuse: bool | jax.typing.DTypeLike = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Damp what noisy labels leave in SAM's gradient: SANER.
 
@@ -363,6 +379,7 @@ def saner(
       perturb_mask: leaves that are perturbed; None for all.
       monitor: whether :func:`observe_gradients` stands before the reweighting; see ``state.monitored``.
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own.
+      reuse: whether updates may leave ``grad_fn`` out, at the cost of one gradient; see :func:`sharpness_aware`.
 
     Returns:
       An Optax transformation from the gradient at the weights to the gradient to descend, to stand first in a chain.
@@ -392,6 +409,7 @@ def saner(
         axis_name=axis_name,
         perturb_mask=perturb_mask,
         perturbed_dtype=perturbed_dtype,
+        reuse=reuse,
     )
 
 
@@ -403,6 +421,7 @@ def sgd_d(
     perturb_mask: PyTree | None = None,
     monitor: bool = False,
     perturbed_dtype: jax.typing.DTypeLike | None = None,
+    reuse: bool | jax.typing.DTypeLike = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Undo SAM's down-weighting and keep the rest of its gradient: SGD-D, an ablation.
 
@@ -419,6 +438,7 @@ def sgd_d(
       perturb_mask: leaves that are perturbed; None for all.
       monitor: whether :func:`observe_gradients` stands before the reweighting; see ``state.monitored``.
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own.
+      reuse: whether updates may leave ``grad_fn`` out, at the cost of one gradient; see :func:`sharpness_aware`.
 
     Returns:
       An Optax transformation from the gradient at the weights to the gradient to descend, to stand first in a chain.
@@ -445,6 +465,7 @@ def sgd_d(
         axis_name=axis_name,
         perturb_mask=perturb_mask,
         perturbed_dtype=perturbed_dtype,
+        reuse=reuse,
     )
 
 

@@ -21,14 +21,11 @@ from saner_jax._leaves import (
     PyTree,
     cast_like,
     cut_like,
-    divide,
     leafwise,
     only_selected,
+    projection,
     put_back,
-    scaled_norm,
-    scaled_product,
     select_leaves,
-    unit_scale,
     widen,
 )
 from saner_jax._masks import is_downweighted, leaf_keys, shuffle
@@ -97,8 +94,7 @@ def subtract_orthogonal(alpha: Hyperparameter) -> optax.GradientTransformationEx
         h = widen(updates)
         g = cast_like(require_unperturbed("subtract_orthogonal", updates, unperturbed_grads), h)
         alpha_now = value_at("alpha", alpha, state.step)
-        scale = unit_scale(h)
-        along = divide(scaled_product(h, g, scale), scaled_norm(h, scale) ** 2) * scale
+        along = projection(g, h)
 
         corrected = jax.tree.map(functools.partial(_less_orthogonal, alpha_now, along), h, g)
         return cast_like(corrected, updates), SubtractOrthogonalState(optax.safe_increment(state.step), alpha_now)

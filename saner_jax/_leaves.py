@@ -39,9 +39,15 @@ def cast_like(tree: PyTree, reference: PyTree) -> PyTree:
     return jax.tree.map(lambda x, r: _as_dtype(x, dtype_of(r)), tree, reference)
 
 
-def zeros_like(params: PyTree) -> PyTree:
-    """Return zeros in the ``wide_dtype`` of every leaf, placed as it is."""
-    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide_dtype(p)), params)
+def zeros_like(params: PyTree, dtype: jnp.dtype | None = None) -> PyTree:
+    """Return zeros in a dtype, or in the ``wide_dtype`` of every leaf, placed as it is."""
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype or wide_dtype(p)), params)
+
+
+def zero_of(params: PyTree) -> jax.Array:
+    """Return a zero in the ``wide_dtype`` of all leaves, placed, and varying over mapped axes, as their norm will."""
+    zeros = [jnp.sum(x) for x in jax.tree.leaves(zeros_like(params))]
+    return _total(zeros)
 
 
 def _as_dtype(x: Any, dtype: jnp.dtype) -> jax.Array:
@@ -100,6 +106,12 @@ def scaled_product(tree: PyTree, other: PyTree, scale: jax.Array) -> jax.Array:
     """Return ``<tree, scale * other>``, the sum over all leaves of the products of their elements."""
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
     return _total([_scaled_product(x, y, scale) for x, y in pairs])
+
+
+def projection(tree: PyTree, onto: PyTree) -> jax.Array:
+    """Return ``<tree, onto> / ||onto||^2``, what ``onto`` is multiplied by in the part of ``tree`` along it; or 0."""
+    scale = unit_scale(onto)
+    return divide(scaled_product(onto, tree, scale), scaled_norm(onto, scale) ** 2) * scale
 
 
 def divide(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import optax
 
 from saner_jax._checks import check_state, check_tree
 from saner_jax._descent import require_unperturbed
-from saner_jax._leaves import PyTree, cast_like, cosine_and_norms, cut_like, vary_like, widen
+from saner_jax._leaves import PyTree, cast_like, cosine_and_norms, cut_like, vary_like, widen, zero_of
 from saner_jax._masks import is_downweighted, shares
 
 
@@ -28,7 +28,8 @@ class Monitored(NamedTuple):
     """L2 norm of ``h`` as it came from ``grad_fn``, of shape ()."""
     perturbation_norm: jax.Array
     """L2 norm of the perturbation of all params as ``grad_fn`` saw it (in bfloat16 a small one is swallowed), of shape
-    (); under ``axis_name`` its mean over the groups; 0 outside :func:`sharpness_aware`."""
+    (); under ``axis_name`` its mean over the groups; that of the last step that had one where a step has none (an
+    update without ``grad_fn``), so 0 outside :func:`sharpness_aware`."""
 
 
 def observe_gradients() -> optax.GradientTransformationExtraArgs:
@@ -63,11 +64,10 @@ def observe_gradients() -> optax.GradientTransformationExtraArgs:
 
     def init_fn(params: optax.Params) -> Monitored:
         # From params, so that scalars are placed, and vary over mapped axes, as the norms of a step will.
-        zeros = [jnp.sum(jnp.zeros_like(p, dtype=jnp.result_type(float))) for p in jax.tree.leaves(params)]
-        zero = sum(zeros, jnp.zeros([], jnp.result_type(float)))
+        zero = zero_of(params).astype(jnp.result_type(float))
         # One array each: a donated state must not hold the same buffer twice.
         scalars = (jnp.zeros_like(zero) for _ in range(4))
-        return Monitored(zero, jnp.broadcast_to(zero, (len(zeros),)), *scalars)
+        return Monitored(zero, jnp.broadcast_to(zero, (len(jax.tree.leaves(params)),)), *scalars)
 
     def update_fn(
         updates: optax.Updates,
@@ -87,7 +87,7 @@ def observe_gradients() -> optax.GradientTransformationExtraArgs:
         check_tree("perturbed_grads", h, "the gradient", updates, "floating")
         share, per_leaf = shares(is_downweighted, entering, g)
         cosine, g_norm, h_norm = cosine_and_norms(g, cast_like(h, g))
-        eps_norm = jnp.zeros_like(cosine) if perturbation_norm is None else perturbation_norm()
+        eps_norm = state.perturbation_norm if perturbation_norm is None else perturbation_norm()
         seen = Monitored(share, per_leaf, cosine, g_norm, h_norm, eps_norm)
         return updates, jax.tree.map(_like, seen, state)
 

@@ -11,6 +11,7 @@ import optax
 from saner_jax._checks import brief, check_floating, check_state, check_tree, same_structure
 from saner_jax._leaves import PyTree, cast_like, distance, select_leaves, varying_axes, widen
 from saner_jax._monitor import Monitored, find_monitored, observe_gradients
+from saner_jax._reuse import OrthogonalPart, estimate, no_part, orthogonal_part
 
 AxisName = Hashable | tuple[Hashable, ...]
 
@@ -22,6 +23,8 @@ class SharpnessAwareState(NamedTuple):
     """State of the ascent stage."""
     descent: tuple[optax.OptState, ...]
     """States of the descent stages, in their order, with that of :func:`observe_gradients` among them."""
+    kept: OrthogonalPart | None = None
+    """What updates without ``grad_fn`` take in place of a second gradient, None without ``reuse``."""
 
     @property
     def monitored(self) -> Monitored | None:
@@ -36,6 +39,7 @@ def sharpness_aware(
     perturb_mask: PyTree | None = None,
     monitor: bool = False,
     perturbed_dtype: jax.typing.DTypeLike | None = None,
+    reuse: bool | jax.typing.DTypeLike = False,
 ) -> optax.GradientTransformationExtraArgs:
     """String ascent and descent stages around a second gradient, taken at perturbed weights.
 
@@ -52,6 +56,19 @@ def sharpness_aware(
     Norms, perturbations, averages and comparisons are computed in float32, or in float64 where the gradients are; the
     update leaves in the dtype of the gradient it came with. ``grad_fn`` receives params in their own dtypes.
 
+    With ``reuse`` an update may leave ``grad_fn`` out and costs one gradient. A call with ``grad_fn``, which does what
+    it does without ``reuse``, keeps the direction ``v`` and the relative size ``q`` of what the perturbation added
+    across ``g``; a call without it takes an estimate made of them in place of the second gradient::
+
+        with grad_fn:      p = h - (<g, h> / ||g||^2) g,    v = p / ||p||,    q = ||p|| / ||g||
+        without grad_fn:   h = g + q ||g|| v
+
+    with global norms and products. The descent stages act on the estimate as on ``h``: SANER's mask is taken afresh.
+    The ascent stage is called all the same and its perturbation dropped, so its schedules and averages see every step.
+    Which steps have a second gradient is the caller's choice in Python: a loop alternates two compiled steps, and
+    ``jax.lax.scan`` runs blocks of k. Before any second gradient ``q = 0``, and a call without ``grad_fn`` descends on
+    ``g`` alone.
+
     Args:
       ascent: any Optax transformation from ``g`` to ``eps``, with ascending sign; chain several with ``optax.chain``.
         Under ``axis_name`` it receives the extra argument ``mean_over_groups``, a function that averages a tree over
@@ -59,7 +76,8 @@ def sharpness_aware(
         package do.
       *descent: Optax transformations that act on ``h`` in order, with ``g`` as the extra argument
         ``unperturbed_grads``. (What :func:`observe_gradients` needs beside it is there as well: ``perturbed_grads``,
-        ``h`` as ``grad_fn`` returned it, and ``perturbation_norm``, a function that computes the norm.)
+        ``h`` as ``grad_fn`` returned it or as it is estimated, and, with ``grad_fn``, ``perturbation_norm``, a function
+        that computes the norm.)
       axis_name: name (or tuple of names, not integers) of a mapped axis of ``jax.vmap``, ``jax.pmap`` or
         ``jax.shard_map`` whose members are groups of one batch: each perturbs along its own gradient (m-SAM), then
         ``g`` and ``h`` are averaged over the axis, and descent stages see the averages. None for one perturbation of
@@ -71,14 +89,17 @@ def sharpness_aware(
       perturbed_dtype: dtype of the params that ``grad_fn`` receives; None for their own. bfloat16 weights swallow most
         of a small ``eps``: with ``jnp.float32`` the perturbed point is exact and ``h`` is cast back to the dtype of
         ``g``.
+      reuse: whether updates may leave ``grad_fn`` out; the state is then larger by one tree like params, in float32
+        (float64 where params are), or in the dtype that is given here: ``jnp.bfloat16`` for half of that. It rounds
+        ``v``, not its signs.
 
     Returns:
-      An Optax transformation whose ``update`` requires ``params`` and the keyword ``grad_fn``.
+      An Optax transformation whose ``update`` requires ``params`` and, without ``reuse``, the keyword ``grad_fn``.
 
     Raises:
       TypeError: a stage is not an Optax transformation; ``grad_fn`` is missing, or returns a pair or another dtype than
         ``g``; params are not floating-point; the state is of another method; a mask holds something other than bools;
-        ``axis_name`` is an integer; ``perturbed_dtype`` is no float.
+        ``axis_name`` is an integer; ``perturbed_dtype`` is no float, or ``reuse`` neither a bool nor one.
       ValueError: params are missing or masked out by ``optax.masked``; ``grad_fn`` or a stage returns another structure
         or other shapes than ``g``; a stage, or what stands before this one in a chain, takes a second gradient itself;
         ``axis_name`` is not bound, or ``g`` was already summed over it.
@@ -97,6 +118,12 @@ def sharpness_aware(
     References:
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving Generalization
       <https://arxiv.org/abs/2010.01412>`_, 2021, equation 3 and, for m-SAM, section 4.1.
+      Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization <https://arxiv.org/abs/2203.02714>`_
+      (LookSAM), CVPR 2022, algorithm 1, for ``reuse``.
+
+    .. note::
+      LookSAM reuses ``v`` at a fixed share of ``||g||`` (0.7 in its paper) and descends on that; here the share is the
+      ``q`` that the last second gradient had, and any descent stages follow.
     """
     ascent = _stage("ascent", ascent)
     named = [(f"descent stage {i}", stage) for i, stage in enumerate(descent)]
@@ -104,13 +131,17 @@ def sharpness_aware(
         named = [("observe_gradients", observe_gradients()), *named]
     stages = [(name, _stage(name, stage)) for name, stage in named]
     axes = _axis_names(axis_name)
-    dtype = _perturbed_dtype(perturbed_dtype)
+    dtype = None if perturbed_dtype is None else _float_dtype("perturbed_dtype", perturbed_dtype)
+    reuses = reuse is not False
+    kept_dtype = _float_dtype("reuse", reuse) if reuses and reuse is not True else None
 
     def init_fn(params: optax.Params) -> SharpnessAwareState:
         check_floating("params", params)
         wide = widen(params)
         return SharpnessAwareState(
-            ascent=_init("ascent", ascent, wide), descent=tuple(_init(name, stage, wide) for name, stage in stages)
+            ascent=_init("ascent", ascent, wide),
+            descent=tuple(_init(name, stage, wide) for name, stage in stages),
+            kept=no_part(params, kept_dtype) if reuses else None,
         )
 
     def update_fn(
@@ -121,24 +152,32 @@ def sharpness_aware(
         grad_fn: Callable[[optax.Params], optax.Updates] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
-        _check_call(updates, state, params, grad_fn, len(stages))
+        _check_call(updates, state, params, grad_fn, len(stages), reuses)
         _check_groups("the gradient", updates, axes)
         wide_params, group_g = widen(params), widen(updates)
         g = _mean(group_g, axes)
 
+        # Without grad_fn as well, for its step, its averages and its schedules; jit leaves out what nothing uses.
         eps, ascent_state = _ascend(ascent, group_g, state.ascent, params, wide_params, perturb_mask, axes, extra_args)
-        perturbed = _perturb(params, wide_params, eps, dtype)
-        h = grad_fn(perturbed)  # type: ignore[misc]  # _check_call has seen that it is there.
-        _check_perturbed_gradient(h, updates, dtype)
-        _check_groups("the gradient that grad_fn returns", h, axes)
-        # In the dtype of g first: a bfloat16 g against a finer h would differ by g's rounding alone.
-        h = _mean(widen(cast_like(h, updates)), axes)
+        kept = state.kept
+        if grad_fn is None:
+            h = estimate(g, kept)  # type: ignore[arg-type]  # _check_call has seen that it is there.
+        else:
+            perturbed = _perturb(params, wide_params, eps, dtype)
+            h = grad_fn(perturbed)
+            _check_perturbed_gradient(h, updates, dtype)
+            _check_groups("the gradient that grad_fn returns", h, axes)
+            # In the dtype of g first: a bfloat16 g against a finer h would differ by g's rounding alone.
+            h = _mean(widen(cast_like(h, updates)), axes)
+            kept = None if kept is None else orthogonal_part(h, g, kept)
 
-        def perturbation_norm() -> jax.Array:
-            # Of the points, which are there anyway: eps itself would have to be kept until now.
-            return _mean(distance(perturbed, wide_params), axes)  # type: ignore[no-any-return]
+            def perturbation_norm() -> jax.Array:
+                # Of the points, which are there anyway: eps itself would have to be kept until now.
+                return _mean(distance(perturbed, wide_params), axes)  # type: ignore[no-any-return]
 
-        extra_args |= {"unperturbed_grads": g, "perturbed_grads": h, "perturbation_norm": _function(perturbation_norm)}
+            extra_args |= {"perturbation_norm": _function(perturbation_norm)}
+
+        extra_args |= {"unperturbed_grads": g, "perturbed_grads": h}
         corrected, states = h, []
         for (name, stage), stage_state in zip(stages, state.descent, strict=True):
             corrected, stage_state = stage.update(corrected, stage_state, wide_params, **extra_args)
@@ -147,7 +186,7 @@ def sharpness_aware(
             states.append(stage_state)
         emitted = cast_like(corrected, updates)
         _remember(emitted, updates, grad_fn)
-        return emitted, SharpnessAwareState(ascent_state, tuple(states))
+        return emitted, SharpnessAwareState(ascent_state, tuple(states), kept)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -178,26 +217,24 @@ def _axis_names(axis_name: AxisName | None) -> tuple[Hashable, ...]:
     return names
 
 
-def _perturbed_dtype(dtype: jax.typing.DTypeLike | None) -> jnp.dtype | None:
-    if dtype is None:
-        return None
+def _float_dtype(argument: str, dtype: Any) -> Any:
     try:
-        resolved = jnp.dtype(dtype)
+        resolved = jnp.dtype(bool if dtype is None else dtype)  # NumPy takes None for float64.
     except TypeError:
         resolved = jnp.dtype(bool)
     if not jnp.issubdtype(resolved, jnp.floating):
-        raise TypeError(f"perturbed_dtype must be a floating-point dtype, such as 'float32', got {brief(dtype)}.")
+        raise TypeError(f"{argument} must be a floating-point dtype, such as 'float32', got {brief(dtype)}.")
     return resolved
 
 
-def _check_call(updates: PyTree, state: Any, params: PyTree, grad_fn: Any, stages: int) -> None:
+def _check_call(updates: PyTree, state: Any, params: PyTree, grad_fn: Any, stages: int, reuses: bool) -> None:
     """Raise if an argument of ``update`` is missing, or none of its kind."""
-    if grad_fn is None:
+    if grad_fn is None and not reuses:
         raise TypeError(
             "grad_fn is missing: call update(grads, state, params, grad_fn=grad_fn), where grad_fn maps params "
             "to the gradient of the same batch."
         )
-    if not callable(grad_fn):
+    if grad_fn is not None and not callable(grad_fn):
         raise TypeError(f"grad_fn must be a function of params, got {type(grad_fn).__name__}.")
     if params is None:
         raise ValueError("params are missing: the gradient is taken again at perturbed params; pass them to update.")
@@ -206,6 +243,12 @@ def _check_call(updates: PyTree, state: Any, params: PyTree, grad_fn: Any, stage
         raise ValueError(
             f"the state is of another method: it has {len(state.descent)} descent stages where {stages} were expected; "
             "call init of this optimizer, and keep what its update returns."
+        )
+    if (state.kept is not None) != reuses:
+        theirs, ours = ("without", "with") if reuses else ("with", "without")
+        raise ValueError(
+            f"the state is of a method {theirs} reuse where one {ours} it was expected; call init of this optimizer, "
+            "and keep what its update returns."
         )
     check_floating("params", params)
     check_tree("the gradient", updates, "params", params, "floating")

@@ -7,7 +7,7 @@ groups k of the batch (one group: the ordinary method; several: m-SAM; one sampl
     eps_k = ascent(g_k)                  the group's own gradient, the old moving average
     g     = mean of g_k                  the moving average takes this one in
     h     = mean of grad_k(w + eps_k)
-    u     = reweighted(decomposed(h, g), g)
+    u     = reweighted(decomposed(h, g), g)         on a step without a second gradient, h as ``across`` estimates it
     v     = momentum v + u + weight_decay w
     w     = w - learning_rate v
 
@@ -99,6 +99,12 @@ def decomposed(h, g, alpha):
     return h - alpha * (g - along)
 
 
+def across(h, g):
+    """What is kept of a pair of gradients: the direction of the part of ``h`` orthogonal to ``g``, and its size."""
+    part = h - np.dot(g, h) / np.dot(g, g) * g
+    return part / np.linalg.norm(part), np.linalg.norm(part) / np.linalg.norm(g)
+
+
 def ratio(h, g):
     with np.errstate(divide="ignore", invalid="ignore"):
         return h / g
@@ -163,16 +169,25 @@ class Optimizer:
         self.ascent, self.gsam, self.reweight, self.perturb = ascent, gsam, reweight, perturb
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
         self.t, self.v = 0, 0.0
+        self.kept = 0.0, 0.0
         self.undecided, self.share = 0, 0.0
 
-    def step(self, w, gradients, emitted=None, rounding=0.0):
-        """``w`` after one step; ``gradients`` holds one function ``w -> gradient`` per group."""
+    def step(self, w, gradients, emitted=None, rounding=0.0, second=True):
+        """``w`` after one step; ``gradients`` holds one function ``w -> gradient`` per group.
+
+        Without ``second`` the second gradient is estimated from the last one: ``h = g + q ||g|| v``.
+        """
         t = self.t
         per_group = [gradient(w) for gradient in gradients]
         self.eps = [self.ascent.eps(np.where(self.perturb, g, 0.0), w, t) for g in per_group]
         self.g = np.mean(per_group, axis=0)
         self.ascent.observe(np.where(self.perturb, self.g, 0.0), t)
-        self.h = np.mean([gradient(w + eps) for gradient, eps in zip(gradients, self.eps, strict=True)], axis=0)
+        if second:
+            self.h = np.mean([gradient(w + eps) for gradient, eps in zip(gradients, self.eps, strict=True)], axis=0)
+            self.kept = across(self.h, self.g)
+        else:
+            direction, size = self.kept
+            self.h = self.g + size * np.linalg.norm(self.g) * direction
 
         self.u = self.descend(self.h, self.g, emitted, rounding)
         self.v = at(self.momentum, t) * self.v + self.u + self.weight_decay * w

@@ -452,6 +452,26 @@ def test_perturbed_dtype_that_is_no_float(dtype):
         saner_jax.saner(perturbed_dtype=dtype)
 
 
+@pytest.mark.parametrize("reuse", ["foo", "int32", jnp.int8, bool, "complex64", object, 3, 1, None])
+def test_reuse_that_is_neither_a_bool_nor_a_float(reuse):
+    with raises(TypeError, "reuse", "floating-point"):
+        saner_jax.saner(reuse=reuse)
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_state_of_a_method_built_otherwise(reuse):
+    state = saner_jax.saner(reuse=not reuse).init(PARAMS)
+    words = ("without reuse", "with it") if reuse else ("with reuse", "without it")
+    with raises(ValueError, *words, "init"):
+        update(saner_jax.saner(reuse=reuse), state=state)
+
+
+def test_two_methods_in_a_chain_without_a_second_gradient():
+    tx = optax.chain(saner_jax.sam(reuse=True), saner_jax.saner(reuse=True))
+    with raises(ValueError, "first in a chain"):
+        tx.update(cosine(PARAMS), tx.init(PARAMS), PARAMS)
+
+
 @pytest.mark.parametrize("axis_name", [0, 1, True, ("groups", 0), ["groups"]])
 def test_axis_names_that_jax_would_take_for_positions(axis_name):
     with raises(TypeError, "axis_name", "name of a mapped axis"):

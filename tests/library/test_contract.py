@@ -64,6 +64,10 @@ METHODS = {
         downweight(0.5),
         optax.clip_by_global_norm(1.0),
     ),
+    "saner, reusing": functools.partial(saner_jax.saner, 0.4, 0.5, reuse=True),
+    "fsam+saner, reusing in bfloat16": functools.partial(
+        saner_jax.fsam, 0.4, reweight=downweight(0.5), reuse=jnp.bfloat16
+    ),
     "plain stages": functools.partial(
         sharpness_aware, optax.chain(optax.normalize_by_update_norm(0.4), optax.clip(0.3)), optax.trace(0.5)
     ),
@@ -73,6 +77,7 @@ METHODS = {
 PARAMETER_LIKE_TREES = {"fsam": 1, "vasso": 1, "fsam+saner": 1, "vasso+sgd_d": 1, "composition": 2, "plain stages": 1}
 PARAMETER_LIKE_TREES["fsam+saner on r < 0"] = 1
 PARAMETER_LIKE_TREES["fsam+saner, every keyword"] = 1
+PARAMETER_LIKE_TREES |= {"saner, reusing": 1, "fsam+saner, reusing in bfloat16": 2}
 MASKS_FOLLOW_THE_TREE = {"fsam+saner, every keyword", "asam, masked"}
 DIVIDES_BY_ZERO_NORM = {"plain stages"}  # optax.normalize_by_update_norm does.
 ADDS_UP_MIXED_NORMS = {"plain stages", "composition"}  # Optax's norm promotes float32 beside float64.

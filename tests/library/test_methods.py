@@ -271,14 +271,14 @@ def remember():
 gradient = jax.jit(jax.grad(loss))
 
 
-def step_of(transformation, params, state, batch):
+def step_of(transformation, params, state, batch, second=True):
     """One training step. The gradient is jitted by itself: without an outer jit only the package runs eagerly."""
     tx = chain(transformation)
 
     def grad_fn(w):
         return gradient(w, batch)
 
-    updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+    updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn if second else None)
     return optax.apply_updates(params, updates), state
 
 
@@ -307,7 +307,7 @@ def as_vector(tree):
     return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
 
 
-def compare(case, dtype, step=None, jit=True, steps=STEPS, tree_seed=None):
+def compare(case, dtype, step=None, jit=True, steps=STEPS, tree_seed=None, lacks_second=lambda number: False):
     """Follow one training with both, and compare every emitted gradient and every new parameter."""
     ours, theirs = case
     # The same numbers in both types: float32's.
@@ -319,15 +319,17 @@ def compare(case, dtype, step=None, jit=True, steps=STEPS, tree_seed=None):
         transformation = ours(params)
         state = chain(transformation).init(params)
         step = step or functools.partial(step_of, transformation)
-        step = jax.jit(step) if jit else step
+        step = jax.jit(step, static_argnames="second") if jit else step
         expected, shares = theirs(params), []
         # In float32 rounding may decide a mask bit differently where h is within it of 0 or of g, and either is right:
         # there, and only there, the reference follows the decision (the value is still compared). In float64 nowhere.
         rounding = TOLERANCE[dtype] if dtype == np.float32 else -1.0
-        for batch in batches:
-            params, state = step(params, state, tuple(jnp.asarray(x, dtype) for x in batch))
+        for number, batch in enumerate(batches):
+            alone = {"second": False} if lacks_second(number) else {}
+            params, state = step(params, state, tuple(jnp.asarray(x, dtype) for x in batch), **alone)
             emitted = as_vector(state[1])
-            w = expected.step(w, [ref.Batch(*(x.astype(np.float64) for x in batch)).gradient], emitted, rounding)
+            gradients = [ref.Batch(*(x.astype(np.float64) for x in batch)).gradient]
+            w = expected.step(w, gradients, emitted, rounding, **alone)
             assert_close(emitted, expected.u, TOLERANCE[dtype])
             assert_close(as_vector(params), w, TOLERANCE[dtype])
             shares.append(expected.share)
@@ -378,6 +380,48 @@ def test_method_equals_its_reference_without_jit(name):
 )
 def test_masks_and_schedules_equal_their_reference(name):
     compare(CASES[name], np.float64)
+
+
+REUSING = {
+    **{
+        f"{name}+saner": (
+            lambda params, ours=ours: ours(reweight=saner_jax.downweight(0.5), reuse=True),
+            lambda params, theirs=theirs: reference(theirs(), ref.Downweight(0.5)),
+        )
+        for name, (ours, theirs) in BASES.items()
+    },
+    "sgd_d": (
+        lambda params: saner_jax.sgd_d(rho=RHO, reuse=True),
+        lambda params: reference((ref.SAM(RHO), None), ref.Restore()),
+    ),
+    "fsam, every schedule, perturb matrices, saner on the others": (
+        lambda params: saner_jax.fsam(
+            rho=rising,
+            sigma=rising,
+            decay=falling,
+            reweight=saner_jax.downweight(rising, mask=not_matrices),
+            perturb_mask=matrices,
+            reuse=True,
+        ),
+        lambda params: reference(
+            (ref.FSAM(rising, rising, falling), None),
+            ref.Downweight(rising, flat(not_matrices, params)),
+            perturb=flat(matrices, params),
+        ),
+    ),
+}
+
+
+@both_types
+@pytest.mark.parametrize("name", REUSING)
+def test_steps_without_a_second_gradient_equal_their_reference(name, dtype):
+    """In blocks of four; schedules and averages take every step."""
+    compare(REUSING[name], dtype, lacks_second=lambda number: number % 4)
+
+
+def test_steps_without_a_second_gradient_equal_their_reference_without_jit():
+    """Of uneven distance, and with two before there is anything to reuse."""
+    compare(REUSING["gsam+saner"], np.float64, jit=False, lacks_second=lambda number: number not in (2, 3, 7, 13))
 
 
 @pytest.mark.parametrize("seed", [4, 26])

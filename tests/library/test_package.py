@@ -65,8 +65,8 @@ def test_what_follows_the_hyperparameters_is_keyword_only(name):
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
     }
     assert not positional & {
-        "reweight", "axis_name", "perturb_mask", "adaptive_mask", "monitor", "perturbed_dtype", "where", "seed",
-        "has_aux", "steps_per_epoch",
+        "reweight", "axis_name", "perturb_mask", "adaptive_mask", "monitor", "perturbed_dtype", "reuse", "where",
+        "seed", "has_aux", "steps_per_epoch",
     }  # fmt: skip
     if not name.startswith("analysis."):
         assert "mask" not in positional
@@ -103,10 +103,12 @@ def test_imports_point_one_way():
     """Wrapper and stages know nothing of the aliases; stages nothing of the wrapper."""
     allowed = {
         "__init__": {
-            "", "_alias", "_ascent", "_descent", "_gradients", "_masks", "_monitor", "_schedules", "_sharpness_aware"
+            "", "_alias", "_ascent", "_descent", "_gradients", "_masks", "_monitor", "_reuse", "_schedules",
+            "_sharpness_aware",
         },
         "_alias": {"_ascent", "_checks", "_descent", "_hyperparameters", "_leaves", "_monitor", "_sharpness_aware"},
-        "_sharpness_aware": {"_checks", "_leaves", "_monitor"},
+        "_sharpness_aware": {"_checks", "_leaves", "_monitor", "_reuse"},
+        "_reuse": {"_leaves"},
         "_monitor": {"_checks", "_descent", "_leaves", "_masks"},
         "_ascent": {"_checks", "_hyperparameters", "_leaves"},
         "_descent": {"_checks", "_hyperparameters", "_leaves", "_masks"},
