@@ -187,6 +187,8 @@ class Optimizer:
     """Weight of the past in FSAM's average."""
     vasso_theta: Annotated[float, Range(0, 1, open_low=True)] = 0.2
     """Weight of the new gradient in VaSSO's average; 0.2 in SANER's code, 0.9 in VaSSO's own."""
+    every: Count = 1
+    """Steps from one second gradient to the next; between them it is estimated from the last one (not the paper's)."""
     learning_rate: NotNegative = 0.1
     """Initial learning rate."""
     learning_rate_schedule: Literal["step", "cosine", "constant"] = "step"
@@ -398,6 +400,10 @@ def check(config: Config) -> None:
         raise UserError(
             f"--batch-size {batch_size} is not a multiple of {accumulate * groups}, --accumulate ({accumulate}) times "
             f"--batch-norm-groups ({groups}): choose one that is."
+        )
+    if config.optimizer.every > 1 and config.optimizer.method == "sgd":
+        raise UserError(
+            f"--every {config.optimizer.every} says when to take a second gradient, and sgd takes none; leave it out."
         )
     # The second network of Co-teaching is initialised from the upper half of the 32-bit seeds.
     if config.seed >= 2**31:

@@ -463,7 +463,7 @@ def test_state_of_a_method_built_otherwise(reuse):
     state = saner_jax.saner(reuse=not reuse).init(PARAMS)
     words = ("without reuse", "with it") if reuse else ("with reuse", "without it")
     with raises(ValueError, *words, "init"):
-        update(saner_jax.saner(reuse=reuse), state=state)
+        saner_jax.saner(reuse=reuse).update(cosine(PARAMS), state, PARAMS, grad_fn=cosine)
 
 
 def test_two_methods_in_a_chain_without_a_second_gradient():

@@ -90,11 +90,16 @@ def part_of(configs: Sequence[Config], shard: str) -> list[Config]:
 
 
 def _relative_cost(config: Config) -> float:
-    passes = (1 if config.optimizer.method == "sgd" else 2) * (2 if config.training.companion == "co-teaching" else 1)
+    passes = _passes(config) * (2 if config.training.companion == "co-teaching" else 1)
     images = config.data.subset or presets.TRAINING_IMAGES.get(config.data.dataset, 50_000)
     pixels = 4 if config.data.dataset == "tiny_imagenet" else 1
     of_network = _GMAC.get(config.network.model, 1.0) * config.network.width**2
     return passes * config.training.epochs * images * pixels * of_network
+
+
+def _passes(config: Config) -> float:
+    """Return the passes through a network a step."""
+    return 1 if config.optimizer.method == "sgd" else 1 + 1 / config.optimizer.every
 
 
 def by_value(configs: Sequence[Config], scale: Scale) -> list[Config]:
@@ -244,7 +249,9 @@ def _say_how_long(todo: Sequence[Config], out: Path) -> dict[Config, float]:
         kind = _kind(config)
         if kind not in measured:
             measured[kind] = timing.seconds_per_epoch(preparation.prepare(config))
-            passes = "one pass a step" if config.optimizer.method == "sgd" else "two passes a step"
+            passes = {1: "one pass a step", 2: "two passes a step"}.get(
+                count := _passes(config), f"{count:g} passes a step"
+            )
             companion = "" if config.training.companion == "none" else f", {config.training.companion}"
             print(
                 f"  {config.data.dataset}, {config.network.model}, {passes}{companion}: "

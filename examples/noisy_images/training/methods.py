@@ -154,9 +154,10 @@ def create(
     """
     if config.optimizer.method not in METHODS:
         raise unknown_name("method", config.optimizer.method, METHODS)
+    reuse = {"reuse": True} if config.optimizer.every > 1 else {}
     try:
         stage = METHODS[config.optimizer.method](
-            hyperparameters(config, steps_per_epoch, num_classes, seed), monitor=True
+            hyperparameters(config, steps_per_epoch, num_classes, seed), monitor=True, **reuse
         )
     except ValueError as error:
         # The library's own checks of its hyperparameters.

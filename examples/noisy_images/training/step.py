@@ -212,15 +212,20 @@ def forward(
 # --- a step -------------------------------------------------------------------------------------------------------
 
 
-def train_batch(setup: Setup, state: State, seed: jax.Array, batch: Images) -> State:
-    """Take one step of the configuration's method."""
+def has_second(config: Config, step: int) -> bool:
+    """Return whether a step takes the second gradient, or estimates it."""
+    return step % config.optimizer.every == 0
+
+
+def train_batch(setup: Setup, state: State, seed: jax.Array, batch: Images, second: bool = True) -> State:
+    """Take one step of the configuration's method, which estimates the second gradient without ``second``."""
     batch, dropout_key = augment(setup, seed, state.step, batch)
     # The losses of all networks come first, because Co-teaching weighs the samples by them.
     passes = [forward(setup, n.params, n.statistics, batch, dropout_key) for n in state.networks]
     losses = tuple(of_samples for of_samples, _ in passes)
     weights = companions.sample_weights(setup.config.training, losses, state.step // setup.spec.steps_per_epoch)
     stepped = [
-        descend(setup, network, backward, weight, batch, dropout_key)
+        descend(setup, network, backward, weight, batch, dropout_key, second)
         for network, (_, backward), weight in zip(state.networks, passes, weights, strict=True)
     ]
     return advance(state, stepped, weights[0], batch.labels)
@@ -233,6 +238,7 @@ def descend(
     weights: jax.Array,
     batch: Images,
     dropout_key: jax.Array | None,
+    second: bool = True,
 ) -> tuple[Network, Pass]:
     """Move one network along its method's gradient; the method takes the second one through `grad_fn`, if at all."""
     perturbed: list[Pass] = []
@@ -243,7 +249,7 @@ def descend(
 
     unperturbed = backward(weights)
     updates, opt_state = setup.optimizer.update(
-        unperturbed.gradient, network.opt_state, network.params, grad_fn=grad_fn
+        unperturbed.gradient, network.opt_state, network.params, grad_fn=grad_fn if second else None
     )
     keeps = perturbed if setup.config.training.batch_norm_pass == "perturbed" and perturbed else [unperturbed]
     params = jax.tree.map(lambda p, u: p + u, network.params, updates)

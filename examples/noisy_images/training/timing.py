@@ -19,13 +19,17 @@ def seconds_per_epoch(prepared: Prepared, seconds: float = 2.0, steps: int = 20)
     trainer = Trainer(replace(config, scan_epochs=False), dataset)
     times = []
     training_steps = itertools.chain.from_iterable(trainer.train_epoch() for _ in itertools.count())
-    while len(times) < 3 or (len(times) <= steps and sum(times[1:]) < seconds):
+    # The first step of each kind is compiled.
+    every = config.optimizer.every
+    compiled = min(every, 2)
+    while len(times) < every + 2 or (len(times) <= steps and sum(times[compiled:]) < seconds):
         started = time.perf_counter()
         next(training_steps)
         jax.block_until_ready(trainer.state)
         times.append(time.perf_counter() - started)
-    # The first step is compiled.
-    step = statistics.median(times[1:])
+    with_second = statistics.median(times[every::every])
+    alone = statistics.median([t for i, t in enumerate(times) if i >= compiled and i % every] or [0.0])
+    step = (with_second + (every - 1) * alone) / every
     few = dataset.train.take(np.arange(min(len(dataset.train), 2 * EVALUATION_BATCH)))
     trainer.evaluate(few)
     started = time.perf_counter()

@@ -20,7 +20,7 @@ from ..data import streaming
 from ..errors import UserError
 from ..measures import gradient_analysis
 from . import devices, step
-from .step import Images, Network, Spec, State, epoch_order
+from .step import Images, Network, Spec, State, epoch_order, has_second
 
 EVALUATION_BATCH = 500
 # JAX's names: on GPUs and TPUs its own default multiplies float32 matrices in lower precision.
@@ -35,11 +35,11 @@ class Functions(NamedTuple):
 
     create: Callable[[int], State]
     train_step: Callable[..., State]
-    """(state, seed, images, order) -> state, for a split on the device."""
+    """(state, seed, images, order, second=True) -> state, for a split on the device; `step.train_batch` on `second`."""
     train_epoch: Callable[..., State]
-    """(state, seed, images, order) -> state, a whole epoch in one call."""
+    """(state, seed, images, order, blocks=all) -> state: that many blocks of `every` steps of an epoch in one call."""
     train_batch: Callable[..., State]
-    """(state, seed, batch images, batch labels) -> state, for streamed images."""
+    """(state, seed, batch images, batch labels, second=True) -> state, for streamed images."""
     take: Callable[[Images, jax.Array], Images]
     """(images, positions) -> a batch of a split on the device."""
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
@@ -113,7 +113,11 @@ class Trainer:
 
     def _epoch_calls(self, epoch: int, done: int) -> Iterator[tuple[Callable[[State], State], int]]:
         # Each call with the number of steps that it takes.
-        functions, train = self._functions, self.dataset.train
+        functions, train, first = self._functions, self.dataset.train, epoch * self.steps_per_epoch
+
+        def call(function: Callable[..., State], *arguments: Any, **options: Any) -> Callable[[State], State]:
+            return lambda state: function(state, self._seed, *arguments, **options)
+
         if train.streamed:
             batches = streaming.batches(
                 train,
@@ -132,20 +136,24 @@ class Trainer:
             with contextlib.closing(batches):
                 # Neither the copy to the devices nor the step is waited for: while they compute, this loop already
                 # decodes and copies what comes next.
-                for images, positions in batches:
+                for number, (images, positions) in enumerate(batches, first + done):
                     batch = devices.shard(self.mesh, (images, train.labels[positions]))
-                    yield lambda state, batch=batch: functions.train_batch(state, self._seed, *batch), 1
+                    yield call(functions.train_batch, *batch, second=has_second(self.config, number)), 1
             return
         on_device = self._place(train)
         order = epoch_order(self.config.seed, epoch, len(train))[
             : self.steps_per_epoch * self.config.training.batch_size
         ]
         order = devices.replicate(self.mesh, order)
-        if self.scan_epochs and done == 0:
-            yield lambda state: functions.train_epoch(state, self._seed, on_device, order), self.steps_per_epoch
-            return
-        for _ in range(done, self.steps_per_epoch):
-            yield lambda state: functions.train_step(state, self._seed, on_device, order), 1
+        every, scans = self.config.optimizer.every, self.scan_epochs and done == 0
+        while done < self.steps_per_epoch:
+            second, blocks = has_second(self.config, first + done), (self.steps_per_epoch - done) // every
+            if scans and second and blocks:
+                advance, steps = call(functions.train_epoch, on_device, order, blocks=blocks), blocks * every
+            else:
+                advance, steps = call(functions.train_step, on_device, order, second=second), 1
+            yield advance, steps
+            done += steps
 
     def analyse_gradients(self) -> gradient_analysis.Analysis:
         """Analyse the gradients of the coming epoch's first batches at the current weights; changes nothing.
@@ -285,17 +293,26 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
     def initialise(seed: int) -> State:
         return devices.replicate(mesh, step.initialise(setup, seed))
 
-    def train_batch(state: State, seed: jax.Array, images: jax.Array, labels: jax.Array) -> State:
-        return step.train_batch(setup, state, seed, jax.lax.with_sharding_constraint(Images(images, labels), sharded))
+    every = config.optimizer.every
 
-    def train_step(state: State, seed: jax.Array, split: Images, order: jax.Array) -> State:
-        return train_batch(state, seed, *step.take(split, step.batch_positions(setup, state.step, order)))
+    def train_batch(state: State, seed: jax.Array, images: jax.Array, labels: jax.Array, second: bool = True) -> State:
+        batch = jax.lax.with_sharding_constraint(Images(images, labels), sharded)
+        return step.train_batch(setup, state, seed, batch, second)
 
-    def train_epoch(state: State, seed: jax.Array, split: Images, order: jax.Array) -> State:
-        def body(state: State, _: None) -> tuple[State, None]:
-            return train_step(state, seed, split, order), None
+    def train_step(state: State, seed: jax.Array, split: Images, order: jax.Array, second: bool = True) -> State:
+        return train_batch(state, seed, *step.take(split, step.batch_positions(setup, state.step, order)), second)
 
-        return jax.lax.scan(body, state, length=spec.steps_per_epoch)[0]
+    def train_epoch(
+        state: State, seed: jax.Array, split: Images, order: jax.Array, blocks: int = spec.steps_per_epoch // every
+    ) -> State:
+        def alone(state: State, _: None) -> tuple[State, None]:
+            return train_step(state, seed, split, order, second=False), None
+
+        def block(state: State, _: None) -> tuple[State, None]:
+            state = train_step(state, seed, split, order)
+            return (jax.lax.scan(alone, state, length=every - 1)[0] if every > 1 else state), None
+
+        return jax.lax.scan(block, state, length=blocks)[0]
 
     def evaluate(network: Network, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         return step.evaluate(setup, network, Images(images, labels))
@@ -315,9 +332,9 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
     training = functools.partial(jax.jit, donate_argnums=0, out_shardings=replicated)
     return Functions(
         create=initialise,
-        train_step=training(train_step),
-        train_epoch=training(train_epoch),
-        train_batch=training(train_batch),
+        train_step=training(train_step, static_argnames="second"),
+        train_epoch=training(train_epoch, static_argnames="blocks"),
+        train_batch=training(train_batch, static_argnames="second"),
         take=jax.jit(step.take, out_shardings=sharded),
         evaluate=jax.jit(evaluate, out_shardings=replicated),
         probabilities=jax.jit(probabilities, out_shardings=replicated),
