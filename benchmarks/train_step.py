@@ -27,7 +27,10 @@ from examples.noisy_images.config import PAPER, replace
 # Those of the targets first: they are compiled in this order, as long as there is time.
 DEFAULT_METHODS = ("sgd", "sam", "saner", "sam-unmonitored", "optax.contrib.sam", "saner-unmonitored")
 # A method under other settings of the program.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"saner-not-augmented": ("saner", {"augment": False})}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "saner-not-augmented": ("saner", {"augment": False}),
+    "saner-every-5": ("saner", {"every": 5}),
+}
 METHODS = (*workload.METHODS, *VARIANTS)
 # Measured where nothing is asked for, by the device's own; a CPU has no TF32.
 PRECISIONS = {"float32": ("float32",), "bfloat16": ("bfloat16", "float32", "tf32")}
@@ -42,6 +45,8 @@ RATIOS = (
     Ratio("sam", "sam-unmonitored"),
     Ratio("saner", "saner-unmonitored"),
     Ratio("saner", "saner-not-augmented"),
+    Ratio("saner-every-5", "sgd"),
+    Ratio("saner-every-5", "saner"),
     Ratio("saner-unmonitored", "sam-unmonitored"),
     Ratio("sam-unmonitored", "sgd", factor=2),
     *(Ratio(f"{base}+saner", base) for base in ("asam", "gsam", "fsam", "vasso")),
@@ -53,7 +58,7 @@ def measure_pair(
 ) -> dict[str, Any]:
     """Measure all methods with one model in one precision."""
     compiling = budget.share(0.75)
-    subjects, methods, left_out, slowest = {}, {}, [], 0.0
+    subjects, steps, methods, left_out, slowest = {}, {}, {}, [], 0.0
     for method in args.methods:
         if compiling.remaining() < slowest:
             left_out.append(method)
@@ -75,16 +80,16 @@ def measure_pair(
         methods[method] = {
             "trace_s": compiled.trace_s,
             "compile_s": compiled.compile_s,
-            "flops": work.flops / args.steps_per_call,
+            "flops": work.flops / work.steps_per_call,
             **compiled.memory(),
             **compiled.cost(),
         }
-        subjects[method] = work.repeated(compiled)
+        subjects[method], steps[method] = work.repeated(compiled), work.steps_per_call
     peaks = peak.measure(precision)
     command.progress(f"{model}, {precision}: timing {', '.join(subjects)}")
     with timing.trace(trace):
         seconds = timing.interleaved(subjects, rounds=args.rounds, warm_up=args.warm_up, budget=budget)
-    seconds = {method: values / args.steps_per_call for method, values in seconds.items()}
+    seconds = {method: values / steps[method] for method, values in seconds.items()}
     for method, values in seconds.items():
         subjects[method].check_finite(method)
         median = float(np.median(values))

@@ -110,9 +110,9 @@ def _further_methods() -> Iterator[None]:
             del methods.METHODS[name]
 
 
-def passes(method: str) -> int:
-    """Return how often a method's step goes through the network, forward and backward."""
-    return 1 if method == "sgd" else 2
+def passes(config: Config) -> float:
+    """Return how often a step goes through the network, forward and backward, on average."""
+    return 1 if config.optimizer.method == "sgd" else 1 + 1 / config.optimizer.every
 
 
 def dataset(
@@ -158,6 +158,8 @@ class Compiled:
     executable: Any
     trace_s: float
     compile_s: float
+    alone: Any = None
+    """Where a call is a loop over a block of steps, the compiled step without a second gradient."""
 
     def memory(self) -> dict[str, int]:
         """Return the bytes of arguments, results and temporary memory, and their peak."""
@@ -178,10 +180,14 @@ class Compiled:
 
 
 class Workload:
-    """One configuration's training steps, several in a call if asked, and the state that they advance."""
+    """One configuration's training steps, several in a call if asked, and the state that they advance.
+
+    Where a second gradient is taken every k-th step, a call of one step is one of k, in a loop as the program's own.
+    """
 
     def __init__(self, config: Config, steps_per_call: int = 1, image_shape: tuple[int, int, int] = IMAGE_SHAPE):
-        self.config, self.steps_per_call, self.image_shape = config, steps_per_call, image_shape
+        self.config, self.image_shape, self.is_looped = config, image_shape, steps_per_call == 1
+        self.steps_per_call = steps_per_call = config.optimizer.every if self.is_looped else steps_per_call
         # An epoch is as long as a call.
         images = dataset(steps_per_call * config.training.batch_size, config.training.batch_size, image_shape)
         self.trainer = trainer(config, images)
@@ -204,21 +210,30 @@ class Workload:
             image_shape=self.image_shape,
         )
         images = self.config.training.batch_size * self.steps_per_call
-        return flops.PER_PASS * passes(self.config.optimizer.method) * images * network
+        return round(flops.PER_PASS * passes(self.config) * images * network)
 
     def compile(self) -> Compiled:
         """Trace and compile one call."""
         functions = self.trainer.functions
-        function = functions.train_step if self.steps_per_call == 1 else functions.train_epoch
+        function = functions.train_step if self.is_looped else functions.train_epoch
+        arguments = self.state, self.seed, self.images, self.order
+        alone = None
         start = time.perf_counter()
         with jax.default_matmul_precision(MATMUL_PRECISION[self.config.network.precision]):
-            lowered = function.lower(self.state, self.seed, self.images, self.order)
-        traced = time.perf_counter()
-        executable = lowered.compile()
-        return Compiled(executable, traced - start, time.perf_counter() - traced)
+            lowered = function.lower(*arguments)
+            traced = time.perf_counter()
+            executable = lowered.compile()
+            if self.is_looped and self.steps_per_call > 1:
+                alone = function.lower(*arguments, second=False).compile()
+        return Compiled(executable, traced - start, time.perf_counter() - traced, alone)
 
     def repeated(self, compiled: Compiled) -> timing.Repeated:
         """Return the call to time; it uses up the state."""
-        return timing.Repeated(
-            lambda state: compiled.executable(state, self.seed, self.images, self.order), self.trainer.state
-        )
+        executables = [compiled.executable, *[compiled.alone] * (self.steps_per_call - 1 if self.is_looped else 0)]
+
+        def call(state: State) -> State:
+            for executable in executables:
+                state = executable(state, self.seed, self.images, self.order)
+            return state
+
+        return timing.Repeated(call, self.trainer.state)

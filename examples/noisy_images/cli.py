@@ -174,7 +174,7 @@ def paper(
     """Run what a table or a figure of the paper is made of; what is complete is left, what was cut off goes on.
 
     Args:
-        preset: table1 to table7, figure1 to figure7, headline, ablations, or the studies elements and radii.
+        preset: table1 to table7, figure1 to figure7, headline, ablations, or the studies elements, radii and every.
         selection: Part of the preset.
         scale: Changes of the paper's protocol.
         circumstances: Files, and how runs are carried out.
@@ -200,7 +200,7 @@ def report(
     """Write a table or a figure of the paper from the runs that are there, as Markdown, CSV and a picture.
 
     Args:
-        preset: table1 to table7, figure1 to figure7, headline, ablations, or the studies elements and radii.
+        preset: table1 to table7, figure1 to figure7, headline, ablations, or the studies elements, radii and every.
         selection: Part of the preset.
         scale: Changes of the paper's protocol that the runs were made with.
         out: Folder of all runs, or of a record of them.

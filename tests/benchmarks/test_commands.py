@@ -44,6 +44,26 @@ def test_train_step(tmp_path, capsys):
         assert name in printed
 
 
+@pytest.mark.parametrize(("steps_per_call", "steps"), [("1", 5), ("10", 10)])
+def test_a_second_gradient_every_fifth_step_is_timed_by_blocks(steps_per_call, steps, monkeypatch):
+    """On a CPU in a loop over two compiled steps, on accelerators in one call."""
+    taken = {}
+    interleaved = train_step.timing.interleaved
+
+    def spy(subjects, **options):
+        seconds = interleaved(subjects, **options)
+        taken.update({method: int(subject.carry.step) for method, subject in subjects.items()})
+        return seconds
+
+    monkeypatch.setattr(train_step.timing, "interleaved", spy)
+    arguments = "--models mlp --width 0.03 --batch-size 2 --rounds 3 --warm-up 1 --methods sgd saner-every-5".split()
+    (pair,) = train_step.main([*arguments, "--steps-per-call", steps_per_call])["pairs"]
+    flops = {method: measured["flops"] for method, measured in pair["methods"].items()}
+    assert flops["saner-every-5"] == pytest.approx(1.2 * flops["sgd"])
+    assert "saner-every-5 / sgd" in pair["ratios"]
+    assert taken == {"sgd": 4 * int(steps_per_call), "saner-every-5": 4 * steps}
+
+
 def test_train_step_leaves_out_what_does_not_fit(capsys):
     arguments = ["--models", "mlp", "--width", "0.03", "--batch-size", "2", "--rounds", "3", "--seconds", "0.001"]
     results = train_step.main([*arguments, "--methods", "sgd", "saner", "--precisions", "float32", "bfloat16"])

@@ -127,6 +127,8 @@ def test_the_noise_seed_is_the_training_seed_unless_given():
         ({"learning_rate_drops": (0.5, 1.5)}, r"--learning-rate-drops must be in \(0, 1\], got 1.5"),
         ({"fsam_decay": 1.0}, "--fsam-decay must be in"),
         ({"vasso_theta": 0.0}, "--vasso-theta must be in"),
+        ({"every": 0}, "--every must be at least 1, got 0"),
+        ({"every": 5, "method": "sgd"}, "^--every 5 says when to take a second gradient, and sgd takes none; leave"),
     ],
 )
 def test_impossible_values_are_named(change, message):

@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..measures import plots, tables
 from ..training import timing
 from . import comparison, presets, records, runs, study
-from .presets import ALL, PUBLISHED_SEEDS, Cell, Published, Scale, Selection
+from .presets import PUBLISHED_SEEDS, Cell, Published, Scale, Selection
 from .records import Record, Run
 from .study import Sample
 
@@ -113,7 +113,7 @@ def write(
 
     pictures = _draw_curves(figure, rows, title, stem) if figure else _draw_dots(rows, title, stem)
     if figure and figure.is_study:
-        header, body, *text = _study(figure, rows, seeds, scale, out, stem)
+        header, body, *text = _study(name, rows, seeds, scale, out, stem)
         pictures += [path for path in (_with_ending(stem, "-differences.png"),) if path.exists()]
     else:
         header, body, *text = _beside_the_paper(rows, seeds, last_epoch)
@@ -123,9 +123,8 @@ def write(
         _write_csv(temporary, name, rows, last_epoch)
     if record is not None:
         # What a setting was chosen among belongs to it, on the seeds of both.
-        choice = figure.choice if figure else None
-        among = presets.cells(choice, ALL, scale) if choice else []
-        both = dict.fromkeys((*presets.seeds(choice), *seeds)) if choice else ()
+        among = presets.choices(name, scale)
+        both = dict.fromkeys((*presets.seeds(figure.choice), *seeds)) if among else ()
         _write_record(record, rows, [read(cell, both, out, kept) for cell in among], last_epoch)
     written = [_with_ending(stem, ".md"), _with_ending(stem, ".csv"), *pictures]
     _show(title, header, body, rows)
@@ -176,9 +175,10 @@ def _beside_the_paper(rows: Sequence[Row], seeds: Sequence[int], last_epoch: Seq
 
 
 def _study(
-    figure: presets.Figure, rows: Sequence[Row], seeds: Sequence[int], scale: Scale, out: Path, stem: Path
+    name: str, rows: Sequence[Row], seeds: Sequence[int], scale: Scale, out: Path, stem: Path
 ) -> tuple[Any, ...]:
     """Return header and body of a study's table, and the parts of the text; draw and write its differences."""
+    figure = presets.FIGURES[name]
     samples = [row.sample for row in rows]
     header, body = study.table(samples)
     text = [_explained_study(seeds, rows), tables.markdown(header, body)]
@@ -189,11 +189,12 @@ def _study(
     if figure.choice:
         # The same cells twice: on the seeds that are chosen on, and on those that are reported.
         kept = records.read(out)
-        there = presets.cells(figure.choice, ALL, scale)
+        there = presets.choices(name, scale)
         choosing = [read(cell, presets.seeds(figure.choice), out, kept).sample for cell in there]
         reported = [read(cell, seeds, out, kept).sample for cell in there]
         if study.can_be_chosen_among(choosing):
-            table, best = study.at_its_best(choosing, reported, shown)
+            beside = [sample for sample in samples if sample.key in figure.beside]
+            table, best = study.at_its_best(choosing, reported, shown, beside)
             text += [_explained_choice(figure.choice), study.table_of_choice(choosing), table]
             text += [study.table_of_pairs(best)] if best else []
             pairs += best

@@ -162,13 +162,16 @@ def table_of_choice(samples: Sequence[Sample]) -> str:
     return tables.markdown(["chosen by", "method", "setting", "its mean", "n of each setting"], rows)
 
 
-def at_its_best(choosing: Sequence[Sample], reported: Sequence[Sample], shown: Sequence[str]) -> tuple[str, list[Pair]]:
+def at_its_best(
+    choosing: Sequence[Sample], reported: Sequence[Sample], shown: Sequence[str], beside: Sequence[Sample] = ()
+) -> tuple[str, list[Pair]]:
     """Return the methods each at the setting chosen on other seeds, as Markdown, and their differences.
 
     Args:
         choosing: The cells on the seeds that are chosen on.
         reported: The same cells on the seeds that are reported.
         shown: Numbers that are shown.
+        beside: Cells that each method at its best is subtracted from.
     """
     of = {sample.cell.config: sample for sample in reported}
     body, pairs = [], []
@@ -181,6 +184,7 @@ def at_its_best(choosing: Sequence[Sample], reported: Sequence[Sample], shown: S
         if "saner" in best:
             others = (other for method, other in best.items() if method != "saner")
             pairs += compared(((best["saner"], other) for other in others), shown)
+        pairs += compared(((one, other) for one in beside for other in best.values()), shown)
     header = ["each at its best by", "method", "n", *(MEASURED[name] for name in shown)]
     return tables.markdown(header, body), pairs
 

@@ -286,7 +286,7 @@ def test_streamed_images_are_those_of_the_coming_steps(tmp_path):
         assert is_noisy is None
         return {"turned_share": step / 10}, {"turned": np.zeros(6)}
 
-    def train_batch(state, seed, images, labels):
+    def train_batch(state, seed, images, labels, second):
         trained.append((int(state.step), images, labels))
         return state._replace(step=state.step + 1)
 

@@ -396,6 +396,45 @@ def test_how_long_it_takes(monkeypatch, capsys, done, tmp_path):
     runs.carry_out("table7", selection, FULL, HERE, tmp_path, dry_run=True)
     runs.carry_out("figure7", Selection(seeds=(0,)), FULL, HERE, tmp_path, dry_run=True)
     assert len(timed) == 3 + 4 * 2
+    # So is every distance between second gradients, which says how many passes a step has.
+    timed.clear()
+    capsys.readouterr()
+    runs.carry_out("every", Selection(seeds=(0,)), FULL, HERE, tmp_path, dry_run=True)
+    assert [(c.optimizer.method, c.optimizer.every) for c in timed] == [
+        ("sgd", 1), ("sam", 1), ("sam", 2), ("sam", 5), ("sam", 10)
+    ]  # fmt: skip
+    printed = capsys.readouterr().out
+    for passes in ("one pass", "two passes", "1.5 passes", "1.2 passes", "1.1 passes"):
+        assert f"digits, mlp, {passes} a step" in printed
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, 3.0), (2, (3 + 1) / 2), (5, (3 + 4) / 5), (30, (3 + 29) / 30)])
+def test_steps_with_and_without_a_second_gradient_are_timed_apart(every, steps, monkeypatch):
+    """The first of each kind, which is compiled, does not count; an epoch has its share of both."""
+
+    class Fake:
+        state, steps_per_epoch, step, now = None, 10, 0, 0.0
+
+        def train_epoch(self):
+            for _ in range(self.steps_per_epoch):
+                is_compiled = self.step < min(every, 2)
+                self.now += 1000 if is_compiled else 3 if self.step % every == 0 else 1
+                self.step += 1
+                yield self.step
+
+        def evaluate(self, split):
+            pass
+
+    class Split(list):
+        def take(self, positions):
+            return self
+
+    fake = Fake()
+    monkeypatch.setattr(timing, "Trainer", lambda config, dataset: fake)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: fake.now)
+    config = replace(configuration.DIGITS, every=every)
+    prepared = SimpleNamespace(config=config, dataset=SimpleNamespace(train=Split([0]), test=()))
+    assert timing.seconds_per_epoch(prepared) == pytest.approx(10 * steps)
 
 
 # --- keeping to a time --------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def test_what_a_study_compares_is_among_its_curves(name):
     figure = presets.FIGURES[name]
     keys = [f"{curve.method} {curve.setting}".strip() for curve in figure.curves]
     assert len(set(keys)) == len(keys)
-    assert {*figure.drawn, *(key for pair in figure.pairs for key in pair)} <= set(keys)
+    assert {*figure.drawn, *figure.beside, *(key for pair in figure.pairs for key in pair)} <= set(keys)
     assert all(one != other for one, other in figure.pairs)
 
 
@@ -80,6 +80,21 @@ def test_seeds_to_choose_on_are_none_that_are_reported():
     reported = {cell.config for cell in presets.cells("elements")}
     radii = {(c.config.optimizer.method, c.config.optimizer.rho): c.config for c in presets.cells("radii")}
     assert {radii[method, rho] for method in ("sam", "saner", "saner_random") for rho in (0.2, 0.4, 0.8)} <= reported
+
+
+def test_a_second_gradient_in_every_step_is_the_run_that_other_studies_have():
+    """Under the name by which it is already known, and so that its file may lack the setting."""
+    own = {(c.config.optimizer.method, c.config.optimizer.every): c.config for c in presets.cells("every")}
+    assert sorted(own) == [*(("sam", k) for k in (1, 2, 5, 10)), *(("saner", k) for k in (1, 2, 5, 10)), ("sgd", 1)]
+    elements = {c.config: run_name(c.run(200)) for c in presets.cells("elements")}
+    recorded = records.read(presets.PUBLISHED.parent / "results" / "elements").runs
+    for method in ("sgd", "sam", "saner"):
+        name = run_name(replace(own[method, 1], seed=200))
+        assert elements[own[method, 1]] == name and name in recorded and "every" not in name
+        assert "-every=5-" in run_name(own[method, 5]) if method != "sgd" else True
+        written = configuration.to_json(own[method, 1])
+        del written["optimizer"]["every"]
+        assert configuration.from_json(written, "config.json") == own[method, 1]
 
 
 def test_seeds_of_a_preset_unless_others_are_asked_for():
@@ -191,6 +206,30 @@ def test_each_method_at_its_best_radius(study_runs, no_pictures, tmp_path):
     assert again.read_text() == text
     chosen = report.write("radii", ALL, FULL, study_runs, tmp_path / "reports")[0].read_text()
     assert "runs of seeds 100 to 104" in chosen and "Chosen among them:" in chosen and "| rho=0.6 |" in chosen
+
+
+def test_a_curve_beside_each_method_at_its_best(study_runs, no_pictures, tmp_path):
+    """Of the methods among the curves alone: the others' runs need not be there."""
+    for cell in presets.choices("every"):
+        method, rho = cell.config.optimizer.method, cell.config.optimizer.rho
+        for seed in (100, 101):
+            write_run(study_runs, cell.run(seed), 0.5)
+            path = study_runs / run_name(cell.run(seed)) / "metrics.jsonl"
+            better = rho == {"sam": 0.8, "saner": 0.6}[method]
+            shifted = [r | {"test_accuracy": r["test_accuracy"] + 0.05 * better} for r in files.read_json_lines(path)]
+            files.write_json_lines(path, shifted)
+        if (method, rho) in (("sam", 0.8), ("saner", 0.6)):
+            for seed in SEEDS:
+                write_run(study_runs, cell.run(seed), 0.3)
+    for cell in presets.cells("every", Selection(methods=("saner",), settings=("every=5",))):
+        for seed in SEEDS[:3]:
+            write_run(study_runs, cell.run(seed), 0.1)
+    text = report.write("every", ALL, FULL, study_runs, tmp_path / "reports", tmp_path / "record")[0].read_text()
+    assert "| SANER, every=5 minus SANER | 3 | -10.0 (" in text
+    assert "| SANER, every=5 minus SAM, rho=0.8 | 3 | -20.0 (" in text
+    assert "| SANER, every=5 minus SANER, rho=0.6 | 3 | -20.0 (" in text
+    assert "SANER-RANDOM" not in text
+    assert report.write("every", ALL, FULL, tmp_path / "record", tmp_path / "again")[0].read_text() == text
 
 
 def test_nothing_is_chosen_before_every_setting_has_the_same_seeds(study_runs, no_pictures, tmp_path):

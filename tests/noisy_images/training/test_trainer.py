@@ -128,7 +128,7 @@ class Plain:
         logits = model(images, train=True, rngs=nnx.Rngs(dropout=key))
         return logits, nnx.state(model, nnx.BatchStat)
 
-    def step(self, step, sample_loss=companions.cross_entropy, picks=slice(None), statistics_at="w"):
+    def step(self, step, sample_loss=companions.cross_entropy, picks=slice(None), statistics_at="w", second=True):
         images, labels, key = self.batch(step)
 
         def loss(params):
@@ -141,7 +141,7 @@ class Plain:
             return jax.grad(loss)(params)
 
         updates, self.opt_state = self.tx.update(
-            jax.grad(loss)(self.params), self.opt_state, self.params, grad_fn=grad_fn
+            jax.grad(loss)(self.params), self.opt_state, self.params, grad_fn=grad_fn if second else None
         )
         _, self.statistics = self.forward(self.params if statistics_at == "w" else perturbed[0], images, key)
         self.params = optax.apply_updates(self.params, updates)
@@ -253,6 +253,70 @@ def test_a_scanned_epoch_is_the_loop_over_its_steps(tiny, train):
     assert_close(scanned.state, looped.state, rtol=1e-4)
 
 
+@pytest.mark.parametrize("batch_norm_pass", ["unperturbed", "perturbed"])
+def test_a_second_gradient_every_other_step(batch_norm_pass, tiny, train):
+    """Counted over epochs of three steps; a step without one has no perturbed pass for statistics either."""
+    config, dataset = replace(NORMALISED, every=2, batch_norm_pass=batch_norm_pass), tiny()
+    plain = Plain(config, dataset, saner_jax.saner(0.2, 0.9, reuse=True))
+    for step in range(5):
+        second = step in (0, 2, 4)
+        at = "w + eps" if batch_norm_pass == "perturbed" and second else "w"
+        plain.step(step, statistics_at=at, second=second)
+    trainer = train(config, dataset, steps=5)
+    assert_close(trainer.state.networks[0].params, plain.params)
+    assert_close(trainer.state.networks[0].statistics, plain.statistics)
+    # Observed means are of all steps, the perturbation's of those that had one.
+    np.testing.assert_allclose(running_metrics(trainer.state)["running_perturbation_norm"], 0.2, rtol=1e-4)
+
+
+def test_steps_with_and_without_a_second_gradient_compile_once_each(tiny, train):
+    config, dataset = replace(MLP, every=3, epochs=6), tiny()
+    trainer = train(config, dataset, steps=7, jit=True)
+    assert trainer._functions.train_step._cache_size() == 2
+    assert_close(trainer.state, train(config, dataset, steps=7).state, rtol=1e-4)
+    every_step = train(replace(config, every=1), dataset, steps=7, jit=True)
+    assert not np.allclose(*(jax.tree.leaves(t.state.networks[0].params)[0] for t in (trainer, every_step)))
+
+
+@pytest.mark.slow
+def test_scanned_blocks_are_the_loop_over_their_steps(tiny, train):
+    """Of epochs that they do not divide: what is left at either end is taken step by step."""
+    config, dataset = replace(MLP, every=2), tiny()
+    scanned = Trainer(replace(config, scan_epochs=True), dataset)
+    assert [list(scanned.train_epoch()) for _ in range(3)] == [[2, 3], [4, 6], [8, 9]]
+    assert_close(scanned.state, train(config, dataset, steps=9).state, rtol=1e-4)
+
+
+def test_blocks_longer_than_an_epoch(tiny, train):
+    config, dataset = replace(MLP, every=5), tiny()
+    scanned = Trainer(replace(config, scan_epochs=True), dataset)
+    assert [list(scanned.train_epoch()) for _ in range(2)] == [[1, 2, 3], [4, 5, 6]]
+    assert_close(scanned.state, train(config, dataset, steps=6).state, rtol=1e-4)
+
+
+def test_which_steps_have_a_second_gradient_is_known_wherever_training_goes_on(tiny):
+    dataset, seen = tiny(), []
+
+    def spy(state, seed, images, order, second):
+        seen.append(second)
+        return state._replace(step=state.step + 1)
+
+    for start in (0, 4):
+        trainer = Trainer(replace(MLP, every=3), dataset)
+        trainer._functions = trainer._functions._replace(train_step=spy)
+        trainer.state = trainer.state._replace(step=jnp.int32(start))
+        while trainer.step < start + 5:
+            list(trainer.train_epoch(lambda end=start + 5, trainer=trainer: trainer.step >= end))
+    assert seen == [step % 3 == 0 for step in (0, 1, 2, 3, 4, 4, 5, 6, 7, 8)]
+
+
+def test_co_teaching_estimates_for_both_networks(tiny, train):
+    config = replace(MLP, companion="co-teaching", forget_rate=0.4, forget_ramp_epochs=0, every=2)
+    trainer = train(config, tiny(), steps=2)
+    kept = [network.opt_state[0].kept for network in trainer.state.networks]
+    assert all(part.ratio > 0 for part in kept) and kept[0].ratio != kept[1].ratio
+
+
 def test_seeds_share_what_is_compiled(tiny, train):
     dataset = tiny()
     first = train(MLP, dataset, steps=3, jit=True)
@@ -282,7 +346,7 @@ def test_every_epoch_visits_the_samples_in_an_order_of_its_own(tiny):
     trainer = Trainer(MLP, dataset)
     visited = []
 
-    def spy(state, seed, images, order):
+    def spy(state, seed, images, order, second):
         visited.append(np.asarray(order)[8 * (len(visited) % 3) :][:8])
         return state._replace(step=state.step + 1)
 
