@@ -52,7 +52,8 @@ def test_a_second_gradient_every_fifth_step_is_timed_by_blocks(steps_per_call, s
 
     def spy(subjects, **options):
         seconds = interleaved(subjects, **options)
-        taken.update({method: int(subject.carry.step) for method, subject in subjects.items()})
+        # The rates of the device are measured by it as well.
+        taken.update({m: int(subject.carry.step) for m, subject in subjects.items() if m in train_step.METHODS})
         return seconds
 
     monkeypatch.setattr(train_step.timing, "interleaved", spy)
