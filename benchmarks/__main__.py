@@ -1,6 +1,6 @@
 """Measure what this machine can in the time given, and write the results with the targets they meet or miss.
 
-All benchmarks but `scaling`, whose compilations take longer than that, and `loader`, which no target is about.
+All benchmarks that have targets and fit the time; the others are started alone.
 
     python -m benchmarks --minutes 10
 
@@ -83,11 +83,11 @@ def measure(names: Sequence[str], minutes: float, folder: pathlib.Path, options:
             if status:
                 why_not[name] = f"ended with status {status} ({said})"
                 continue
-            results[name] = json.loads(output.read_text())
+            results[name] = json.loads(output.read_text(encoding="utf-8"))
             sections[name] = printed.strip()
     text = document(results, sections, why_not, minutes)
     with files.replacing(folder / "RESULTS.md") as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     return text
 
 

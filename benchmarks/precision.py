@@ -32,7 +32,7 @@ from examples.noisy_images import config as configuration
 from examples.noisy_images import models
 from examples.noisy_images.config import PAPER, Config, replace
 from examples.noisy_images.data import augmentation
-from examples.noisy_images.training import companions, run
+from examples.noisy_images.training import companions, epochs, preparation
 from examples.noisy_images.training.step import Images, State, epoch_order
 from examples.noisy_images.training.trainer import MATMUL_PRECISION
 
@@ -92,7 +92,7 @@ class Training:
 
     def __init__(self, config: Config, seed: int, precision: str):
         self.config = replace(config, seed=seed, precision="float32" if emulated(precision) else precision)
-        self.dataset = run.prepare(self.config).dataset
+        self.dataset = preparation.prepare(self.config).dataset
         self.trainer = workload.trainer(self.config, self.dataset)
         self._seed = jnp.asarray(seed, jnp.uint32)
         self.images = Images(jnp.asarray(self.dataset.train.images), jnp.asarray(self.dataset.train.labels))
@@ -247,9 +247,8 @@ def accuracies(config: Config, args: argparse.Namespace, budget: timing.Budget) 
                 if step % trained.trainer.steps_per_epoch == 0:
                     trained.start_epoch()
                 trained.take_step()
-            measured[precision] = run.measure(
-                trained.trainer, run.Prepared(trained.dataset, None, None), on_training_set=True
-            )
+            prepared = preparation.Prepared(trained.trainer.config, trained.dataset, samples=trained.dataset)
+            measured[precision] = epochs.measure(trained.trainer, prepared, on_training_set=True)
         runs.append({"seed": seed, "precisions": measured})
         slowest = max(slowest, before - budget.remaining()) if args.seconds else 0.0
     return runs

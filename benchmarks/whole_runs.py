@@ -97,7 +97,7 @@ def theirs(config: Config, folder: pathlib.Path) -> dict[str, Any]:
         from benchmarks import pytorch_loop
 
         files.write_json(path, pytorch_loop.train(config, preparation.prepare(config).dataset))
-    return metrics.summary(json.loads(path.read_text()))
+    return metrics.summary(json.loads(path.read_text(encoding="utf-8")))
 
 
 def report(results: dict[str, Any]) -> str:

@@ -220,8 +220,8 @@ def downweight_random(
     draws afresh: the key is ``fold_in(key(seed), step)``, split into one a leaf, with the stage's own step, so a run
     that goes on from its state draws what it would have drawn. ``alpha = 0`` is the identity.
 
-    The draw costs a random number an element and a sort of every leaf, where all other stages take one pass over the
-    elements: a good part of a training step on a CPU, and the leaves are gathered where they are split over devices.
+    The draw costs a random number an element and several passes over these, where all other stages take one pass over
+    the elements: a part of a training step on a CPU that can be felt. Every device draws the numbers of whole leaves.
 
     Args:
       alpha: how much of a chosen element is removed, dimensionless, as in :func:`downweight`; a number, a schedule or a

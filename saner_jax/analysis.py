@@ -115,8 +115,8 @@ def random_like(key: jax.Array, mask: PyTree) -> PyTree:
 
         every leaf: the elements of mask, shuffled
 
-    What :func:`downweight_random` draws at a step is ``random_like(fold_in(key(seed), step), mask)``. It sorts a random
-    number for every element.
+    What :func:`downweight_random` draws at a step is ``random_like(fold_in(key(seed), step), mask)``. It draws a random
+    number for every element, and takes the smallest.
 
     Args:
       key: key of :mod:`jax.random`.

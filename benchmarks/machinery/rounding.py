@@ -25,8 +25,8 @@ _CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
-# They read the bits of a float32, or leave this program: nothing that float64 could stand in for.
-_TIED_TO_FLOAT32 = ("bitcast_convert_type", "pure_callback", "reduce_precision")
+# They round to float32's bits, or leave this program: nothing that float64 could stand in for.
+_TIED_TO_FLOAT32 = ("pure_callback", "reduce_precision")
 
 Evaluate = Callable[[Any, list[jax.Array]], Any]
 
@@ -62,13 +62,16 @@ def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function with every float32 in it, its arguments and its constants a float64 instead.
 
     It must be called under ``jax.enable_x64()``. Constants keep the value that float32 gave them: it is the same
-    function, only its arithmetic is finer.
+    function, only its arithmetic is finer. What reads or makes the bits of a number, as taking an exponent and drawing
+    at random do, keeps the bits of float32.
     """
 
     def evaluate(equation: core.JaxprEqn, operands: list[jax.Array]) -> Any:
         name = equation.primitive.name
         if name in _TIED_TO_FLOAT32 and any(_is_float32(v.aval) for v in (*equation.invars, *equation.outvars)):
             raise NotImplementedError(f"{name} of float32 has no counterpart in float64")
+        if name == "bitcast_convert_type":
+            return _widen(equation.primitive.bind(*map(_narrow, operands), **equation.params))
         if equation.primitive is core.primitives.scatter_add_p:
             # Its parameters hold an addition that is typed; the public function makes it anew.
             return jax.lax.scatter_add(*operands, **_without(equation.params, "update_jaxpr", "update_consts"))
@@ -133,6 +136,10 @@ def _inner_equations(equation: core.JaxprEqn) -> Iterator[core.JaxprEqn]:
 
 def _widen(x: Any) -> Any:
     return jnp.asarray(x, jnp.float64) if _is_float32(x) else x
+
+
+def _narrow(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32) if x.dtype == jnp.float64 else x
 
 
 def _widen_parameter(value: Any) -> Any:

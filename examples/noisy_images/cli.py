@@ -29,7 +29,7 @@ from .config import (
     replace,
     run_name,
 )
-from .errors import Interrupted, UserError, unknown_name
+from .errors import Interrupted, UserError, not_installed, unknown_name
 from .paper import comparison, presets
 from .paper.presets import Scale, Selection
 from .training.launch import HERE, PROGRAM, Launch, is_first, join
@@ -392,7 +392,7 @@ def list_names() -> None:
     print("methods:")
     for name, summary in methods.SUMMARIES.items():
         print(f"  {name:18} {summary}")
-    print("scores:   ", ", ".join((*ranking.SCORES, *ranking.PROBABILITY_SCORES)))
+    print("scores:   ", ", ".join((*ranking.SCORES, *ranking.MARGIN_SCORES, *ranking.PROBABILITY_SCORES)))
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -440,6 +440,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
     except UserError as error:
         sys.exit(_say(f"error: {error}", 2))
+    except ModuleNotFoundError as error:
+        sys.exit(_say(f"error: {not_installed(error)}", 2))
     except BrokenPipeError:
         # Whoever read the output has ended. Nothing more can be said, not even by Python as it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

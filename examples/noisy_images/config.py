@@ -244,9 +244,11 @@ class Circumstances:
     checkpoint_every: Count = 1
     """Epochs between checkpoints; the last epoch always has one."""
     sample_history: bool = True
-    """Keep loss and predicted label of every training sample at every evaluation on the training set."""
+    """Keep loss, predicted label and margin of every training sample at every evaluation on the training set."""
     analyse_batches: Whole = 0
     """Batches whose gradients are analysed after every epoch: ratio of the two, alignment with label noise."""
+    sharpness_samples: Whole = 0
+    """Training samples at whose loss the largest eigenvalue of the Hessian is measured at every such evaluation."""
     scan_epochs: bool | None = None
     """Run a whole epoch in one compiled call; if not given, on accelerators only."""
 
@@ -404,6 +406,11 @@ def check(config: Config) -> None:
     if config.optimizer.every > 1 and config.optimizer.method == "sgd":
         raise UserError(
             f"--every {config.optimizer.every} says when to take a second gradient, and sgd takes none; leave it out."
+        )
+    if config.circumstances.sharpness_samples and config.network.precision != "float32":
+        raise UserError(
+            f"--sharpness-samples needs float32, a rounded Hessian has other eigenvalues, got --precision "
+            f"{config.network.precision}: measure the checkpoint with `sharpness`, or leave one of them out."
         )
     # The second network of Co-teaching is initialised from the upper half of the 32-bit seeds.
     if config.seed >= 2**31:

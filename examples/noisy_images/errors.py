@@ -12,6 +12,14 @@ class Interrupted(Exception):
     """Work was asked to stop and has saved where it stands; the command line prints how to go on, exit status 130."""
 
 
+def not_installed(error: ModuleNotFoundError) -> UserError:
+    """Return the error for a missing package; a missing module of our own is a fault, and raised."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", __package__.partition(".")[0]):
+        raise error
+    return UserError(f'{package} is not installed, which this needs: run `pip install -e ".[examples]"`.')
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a name that does not exist: the nearest names first, then all of them."""
     names = sorted(known)

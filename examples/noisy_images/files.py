@@ -58,7 +58,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def write_text(path: str | Path, text: str) -> None:
     """Write ``text``."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, values: Any) -> None:
@@ -76,7 +76,7 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     if not Path(path).exists():
         return records
-    for line in Path(path).read_text().splitlines():
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
@@ -87,12 +87,12 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
 def write_json_lines(path: str | Path, records: list[dict[str, Any]]) -> None:
     """Write one record a line."""
     with replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def append_json_line(path: str | Path, record: dict[str, Any]) -> None:
     """Append one record, on the disk when this returns."""
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
         file.flush()
         os.fsync(file.fileno())

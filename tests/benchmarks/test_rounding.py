@@ -124,5 +124,30 @@ def test_what_cannot_be_done_is_said():
 
     with pytest.raises(NotImplementedError, match="a matrix product inside"):
         rounding.with_tf32_operands(looped)(jnp.eye(2))
-    with pytest.raises(NotImplementedError, match="bitcast_convert_type of float32"):
-        rounding.in_float64(lambda x: jax.lax.bitcast_convert_type(x, jnp.uint32))(jnp.float32(1))
+    with pytest.raises(NotImplementedError, match="reduce_precision of float32"):
+        rounding.in_float64(lambda x: jax.lax.reduce_precision(x, 8, 10))(jnp.float32(1))
+
+
+def test_bits_stay_those_of_float32():
+    def scaled(x):
+        """Divide by three, then by the power of two below."""
+        third = x / 3
+        exponent = jax.lax.bitcast_convert_type(third, jnp.int32) >> 23
+        return third * jax.lax.bitcast_convert_type((254 - exponent) << 23, jnp.float32)
+
+    x = np.array([1.0, 10.0, 7e-20], np.float32)
+    with jax.enable_x64():
+        found = rounding.in_float64(scaled)(x)
+    assert found.dtype == np.float64
+    expected = x.astype(np.float64) / 3
+    # XLA may multiply by the reciprocal of a constant, which rounds once more.
+    np.testing.assert_allclose(found, expected / 2.0 ** np.floor(np.log2(expected)), rtol=4e-16)
+
+
+def test_draws_are_those_of_float32():
+    def draw(key):
+        return jax.random.uniform(key, (100,), jnp.float32)
+
+    with jax.enable_x64():
+        found = rounding.in_float64(draw)(jax.random.key(0))
+    np.testing.assert_array_equal(found, draw(jax.random.key(0)))

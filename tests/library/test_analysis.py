@@ -181,3 +181,22 @@ def test_everything_takes_sharded_arrays(kind, jit):
         actual = jax.device_get(actual)
     expected = measure(*plain)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, jax.device_get(expected))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (7,), (50, 41)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_random_masks_keep_the_count_whatever_it_is(shape, share):
+    mask = {"w": jax.random.uniform(jax.random.key(1), shape) < share}
+    drawn = jax.jit(analysis.random_like)(jax.random.key(2), mask)["w"]
+    assert drawn.shape == shape and drawn.dtype == bool
+    assert int(drawn.sum()) == int(mask["w"].sum())
+
+
+def test_random_masks_keep_the_count_where_random_numbers_are_equal(monkeypatch):
+    numbers = jnp.array([8, 4, 8, 8, 12, 8, 2**32 - 1, 2**32 - 1], jnp.uint32)
+    monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype: numbers)
+    expected = [[], [1], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 5], [0, 1, 2, 3, 4, 5]]
+    expected += [[0, 1, 2, 3, 4, 5, 6], list(range(8))]
+    for count, places in enumerate(expected):
+        drawn = analysis.random_like(jax.random.key(0), jnp.arange(8) < count)
+        assert jnp.flatnonzero(drawn).tolist() == places

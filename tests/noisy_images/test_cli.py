@@ -16,6 +16,7 @@ import pytest
 
 from examples.noisy_images import cli, config, data, models
 from examples.noisy_images.config import PAPER, replace
+from examples.noisy_images.errors import not_installed
 from examples.noisy_images.paper import comparison
 from examples.noisy_images.suspects import ranking
 from examples.noisy_images.training import epochs, methods, run
@@ -320,3 +321,35 @@ def test_a_terminal_that_cannot_show_a_name(program_environment, tmp_path):
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("matplotlib", "noise --dataset digits --folder audit"),
+        ("PIL", "train --dataset folder --data-dir photos"),
+    ],
+)
+def test_a_package_that_is_missing_is_one_line(package, command, monkeypatch, tmp_path, capsys):
+    for split in ("cat", "dog"):
+        (tmp_path / "photos" / split).mkdir(parents=True)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as exit:
+        cli.main(command.split())
+    assert exit.value.code == 2
+    *_, said = capsys.readouterr().err.splitlines()
+    assert re.search(r"^error: .*run `pip install [^`]+`\.$", said)
+
+
+def test_a_module_of_our_own_that_is_missing_is_a_fault():
+    ours = ModuleNotFoundError("No module named 'examples.noisy_images.nothing'", name="examples.noisy_images.nothing")
+    with pytest.raises(ModuleNotFoundError):
+        not_installed(ours)
+
+
+def test_the_program_starts_without_its_packages_to_say_so(program_environment):
+    start = "import sys, runpy; sys.modules['tyro'] = None; runpy.run_module('examples.noisy_images', None, '__main__')"
+    command = [sys.executable, "-c", start]
+    done = subprocess.run(command, cwd=ROOT, env=program_environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == 'error: tyro is not installed, which this needs: run `pip install -e ".[examples]"`.\n'

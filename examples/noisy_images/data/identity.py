@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import UserError
-from .cache import write_cached_arrays
+from .cache import read_cached_arrays, write_cached_arrays
 from .dataset import Dataset, Split
 from .file_names import printable, shorten
 from .image_files import ImageFiles, map_images
@@ -162,13 +162,8 @@ def _stamp(path: str) -> int:
 
 
 def _read_cache(path: str | os.PathLike) -> dict[int, int]:
-    try:
-        # Opened here: NumPy leaves a file open that it cannot read.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {int(stamp): int(value) for stamp, value in archive["stamps_and_contents"]}
-    # A cache that is missing or damaged is no cache.
-    except Exception:
-        return {}
+    table = (read_cached_arrays(pathlib.Path(path), None) or {}).get("stamps_and_contents", np.empty((0, 2), np.uint64))
+    return dict(table.tolist())
 
 
 # --- what a run keeps ---------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ class _FolderTree:
 
     def read_text(self, relative: str) -> str:
         try:
-            return (self.path / relative).read_text()
+            return (self.path / relative).read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"{self.path} has no {relative}: unpack the archive again.") from error
 

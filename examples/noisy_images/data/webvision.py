@@ -53,7 +53,7 @@ def _synsets(root: pathlib.Path) -> list[tuple[str, str]]:
     path = root / "info" / "synsets.txt"
     if not path.is_file():
         return []
-    lines = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
+    lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if len(lines) < NUM_CLASSES:
         raise UserError(
             f"{path} has {len(lines)} classes where at least {NUM_CLASSES} are expected: download it again."
@@ -72,7 +72,7 @@ def _read_list(root: pathlib.Path, name: str, folder: pathlib.Path, side: int) -
     if not path.is_file():
         raise UserError(f"{root} has no {name}: give {_WHAT}.")
     files, labels, index = [], [], []
-    for position, line in enumerate(path.read_text().splitlines()):
+    for position, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         if not line.strip():
             continue
         file, _, label = line.strip().rpartition(" ")

@@ -82,6 +82,7 @@ _AXES = {
     "running_gradient_norm": Axis("Gradient norm", "at w"),
     "running_perturbed_gradient_norm": Axis("Perturbed gradient norm", "at w + eps"),
     "running_perturbation_norm": Axis("Perturbation norm", "norm of eps"),
+    "sharpness": Axis("Sharpness", "largest eigenvalue of the\ntraining loss's Hessian"),
     "learning_rate": Axis("Learning rate", "learning rate"),
     "alpha": Axis("Alpha", "alpha"),
     "rho": Axis("Rho", "rho"),

@@ -162,7 +162,7 @@ def of_trainer(
         subset = data.stratified_subset(subset, samples, dataset.num_classes, seed)
 
     def loss(params: Any, batch: Batch) -> jax.Array:
-        losses, _ = functions.evaluate(network._replace(params=params), batch.images, batch.labels)
+        losses = functions.evaluate(network._replace(params=params), batch.images, batch.labels).losses
         return jnp.sum(losses * batch.weights)
 
     product, size = hessian_product(loss, network.params, list(_batches(subset, min(batch_size, len(subset)))))

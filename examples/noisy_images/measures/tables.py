@@ -50,10 +50,15 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference
 
 def points(value: Difference | None, digits: int = 1) -> str:
     """Return a difference of fractions in points with its interval; nothing where there is none."""
+    return interval(value, f"+.{digits}f", scale=100)
+
+
+def interval(value: Difference | None, form: str, scale: float = 1) -> str:
+    """Return a difference with its interval in a number format; nothing where there is none."""
     if value is None:
         return ""
-    ends = "" if value.low is None else f" ({100 * value.low:+.{digits}f} to {100 * value.high:+.{digits}f})"
-    return f"{100 * value.mean:+.{digits}f}{ends}"
+    ends = "" if value.low is None else f" ({scale * value.low:{form}} to {scale * value.high:{form}})"
+    return f"{scale * value.mean:{form}}{ends}"
 
 
 def percent(value: Mapping[str, float] | None, digits: int = 1) -> str:

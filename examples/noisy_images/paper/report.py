@@ -22,7 +22,7 @@ from ..config import run_name
 from ..errors import UserError
 from ..measures import plots, tables
 from ..training import timing
-from . import comparison, presets, records, runs, study
+from . import comparison, equal_loss, presets, records, runs, study
 from .presets import PUBLISHED_SEEDS, Cell, Published, Scale, Selection
 from .records import Record, Run
 from .study import Sample
@@ -186,6 +186,8 @@ def _study(
     pairs = study.compared(study.pairs_of(figure, samples), shown)
     if pairs:
         text += ["Differences in points, paired by seed, with 95 % intervals:", study.table_of_pairs(pairs)]
+    if figure.at_equal_loss:
+        text += equal_loss.report(samples, study.pairs_of(figure, samples), figure.at_equal_loss)
     if figure.choice:
         # The same cells twice: on the seeds that are chosen on, and on those that are reported.
         kept = records.read(out)
@@ -371,7 +373,7 @@ def _write_csv(path: Path, name: str, rows: Sequence[Row], last_epoch: Iterable[
             label = f"last_{metric}_percent" if percent else f"last_{metric}"
             record |= numbers(label, row.values.get(f"last_{metric}"), 100 if percent else 1)
         records.append(record)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, records[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)

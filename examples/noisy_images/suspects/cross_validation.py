@@ -21,13 +21,9 @@ def out_of_sample(folder: Path, folds: int, whereabouts: Whereabouts = AS_STARTE
     config, prepared = run.prepared_again(folder, whereabouts)
     if config.data.folds is not None:
         raise UserError(f"{folder} is itself trained without a fold: cross-validate a run on its whole training set.")
-    # The history of a fold is no part of what comes out.
-    runs = {
-        folder / f"cross-validation-{folds}" / f"fold-{fold}": replace(
-            config, folds=folds, fold=fold, sample_history=False
-        )
-        for fold in range(folds)
-    }
+    # Nothing that is measured on a fold's training set is part of what comes out.
+    of_fold = replace(config, folds=folds, sample_history=False, evaluate_every=config.training.epochs)
+    runs = {folder / f"cross-validation-{folds}" / f"fold-{fold}": replace(of_fold, fold=fold) for fold in range(folds)}
     # Before the first of them trains for hours.
     for one, its_config in runs.items():
         configuration.check(its_config)
@@ -36,7 +32,7 @@ def out_of_sample(folder: Path, folds: int, whereabouts: Whereabouts = AS_STARTE
     probabilities: np.ndarray | None = None
     predicted_by = np.zeros(len(train), int)
     for one, its_config in runs.items():
-        run.run_one(its_config, one)
+        run.run_one(its_config, one, whereabouts=whereabouts)
         trainer, prepared = run.restored(one, whereabouts=whereabouts)
         left_out = prepared.left_out
         # Both in the order of the source.

@@ -43,7 +43,7 @@ def write_folder(
 
     Args:
       source: Root of the original tree.
-      ids: Identity of each image: its path below `source`, CLASS/... or, where the tree has parts, train/CLASS/...
+      ids: Identity of each image: its path below `source`, CLASS/... or, where the tree has splits, SPLIT/CLASS/...
       labels: int (N,), given labels.
       applied: The decisions, of the same samples.
       class_names: One name per class, those of the folders.
@@ -55,8 +55,7 @@ def write_folder(
       UserError: The output cannot be written without touching what is there, or an image is no file of `source`.
     """
     places = [original(identity) for identity in ids]
-    # A tree of parts has its classes one folder deeper.
-    targets = _targets(places, labels, applied, class_names, depth=int((source / "train").is_dir()))
+    targets = _targets(places, labels, applied, class_names)
     with _new_folder(output, source) as temporary:
         for place, target in zip(places, targets, strict=True):
             if target is not None:
@@ -124,9 +123,12 @@ def write_npz(
 
 
 def _targets(
-    places: Sequence[str], labels: np.ndarray, applied: Applied, class_names: Sequence[str], depth: int
+    places: Sequence[str], labels: np.ndarray, applied: Applied, class_names: Sequence[str]
 ) -> list[str | None]:
     """Return the path of each image in the copy; None where it is dropped."""
+    class_folders = [original(class_names[label]) for label in labels]
+    # A tree of splits has its classes one folder deeper, whatever it calls them.
+    depth = int(any(PurePosixPath(p).parts[:1] != (folder,) for p, folder in zip(places, class_folders, strict=True)))
     # What stays where it is has its place first.
     moved = applied.kept & (applied.labels != labels)
     taken = {place for place, keep, move in zip(places, applied.kept, moved, strict=True) if keep and not move}
@@ -138,8 +140,8 @@ def _targets(
         if not moved[position]:
             targets.append(place if applied.kept[position] else None)
             continue
-        given = class_names[labels[position]]
-        if len(parts) < depth + 2 or parts[depth] != original(given):
+        if len(parts) < depth + 2 or parts[depth] != class_folders[position]:
+            given = class_names[labels[position]]
             raise UserError(f"the image {place!r} is not in a folder of its class {given!r}: it cannot be moved.")
         new = PurePosixPath(*parts[:depth], original(class_names[applied.labels[position]]), *parts[depth + 1 :])
         target, number = str(new), 1

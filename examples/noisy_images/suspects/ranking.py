@@ -12,6 +12,7 @@ quality.json                how good the ranking is, where the true labels are k
 The arrays are those that cleanlab reads, in the order of the training set.
 """
 
+import math
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from .suspicion import Ranking, from_histories, from_probabilities, quality, wri
 
 SHOWN = 10
 # The scores that samples are ranked by where none is asked for.
-OF_HISTORIES, OF_PROBABILITIES = "mean_loss", "normalized_margin"
+OF_HISTORIES, OF_PROBABILITIES = "disagreement", "normalized_margin"
 
 
 def rank(
@@ -80,7 +81,8 @@ def rank(
         if folds is not None:
             out_of_sample.append(cross_validation.out_of_sample(folder, folds, whereabouts))
     dataset = prepared.dataset
-    ranking = from_histories(histories, out_of_sample, score, dataset.train, dataset.class_names)
+    hashes = folders[-1] / run.HASHES
+    ranking = from_histories(histories, out_of_sample, score, dataset.train, dataset.class_names, hashes)
     reason = estimate.why_not(dataset.train.labels, dataset.num_classes)
     if out_of_sample and reason is not None:
         _note(f"{reason}: the number of wrong labels is estimated from the histories.")
@@ -186,6 +188,16 @@ def _image(split: data.Split, position: int) -> np.ndarray:
     return split.images[position]
 
 
+def _say_if_little_was_learned(ranking: Ranking) -> None:
+    """Warn where the estimate would count what the network has not learned as wrong."""
+    loss, chance = float(ranking.curves.losses[-1].mean()), math.log(len(ranking.class_names))
+    if loss > chance / 2:
+        _note(
+            f"the training loss ended at {loss:.2f}, where guessing has {chance:.2f}: the network has learned little, "
+            "or very many labels are wrong. If it is the former, the number is far too large: train longer (--epochs)."
+        )
+
+
 def show(ranking: Ranking, output: Path) -> None:
     """Print the most suspicious samples, the quality where the truth is known, and what was written."""
     from rich.console import Console
@@ -209,6 +221,8 @@ def show(ranking: Ranking, output: Path) -> None:
     console.print(table)
     found = ranking.estimate
     print(f"estimated wrong: {found.wrong:,} of {len(train):,} ({found.low:,} to {found.high:,}), by {found.method}")
+    if ranking.curves is not None:
+        _say_if_little_was_learned(ranking)
     if (measured := quality(ranking)) is not None:
         share = measured["wrong"] / measured["samples"]
         table = Table(title=f"against the known truth: {measured['wrong']:,} labels wrong, {100 * share:.1f} %")

@@ -12,10 +12,9 @@ import numpy as np
 from ..measures import sample_history
 from ..measures.sample_history import History
 
-# The default is chosen by an argument, not by results: networks learn what most labels agree on before they memorize
-# the rest, so a wrong label has a high loss for longer. The mean over all epochs is the area under that curve: it needs
-# no epoch to be chosen, still tells samples apart after the last of them is memorized, and has hardly any ties. No
-# score picks an epoch by the test set.
+# Networks learn what most labels agree on before they memorize the rest, so a wrong label is learned later and has a
+# high loss for longer. No score picks an epoch by the test set. The default was chosen by measurement
+# (docs/wrong_labels.md).
 SCORES: dict[str, Callable[[History], np.ndarray]] = {
     "mean_loss": sample_history.mean_loss,
     "last_loss": sample_history.last_loss,

@@ -35,7 +35,8 @@ class Ranking:
     """The training samples of one or several runs, in the order of the training set unless said otherwise.
 
     Attributes:
-      order: int (N,), positions of the samples, the most suspicious first; samples that are alike keep their order.
+      order: int (N,), positions of the samples, the most suspicious first; those that the score cannot tell apart by
+        their mean loss where there is one, and then in the order of the training set.
       score: The name of the score that the order is by.
       suspicion: By score, float64 (N,) in (0, 1]: the share of the samples that are at most as suspicious, a tie
         counting half, averaged over the runs.
@@ -75,11 +76,12 @@ def from_histories(
     score: str,
     train: data.Split,
     class_names: tuple[str, ...],
+    hashes: Path | None = None,
 ) -> Ranking:
     """Rank samples by their histories in several runs, and by their probabilities out of sample where there are any.
 
     The number of wrong labels is estimated from the probabilities where there are any and confident learning can
-    use them, else from the histories.
+    use them, else from the histories. `hashes` is the file that keeps what of the samples has been hashed before.
     """
     measures = scores.SCORES | (scores.MARGIN_SCORES if all(one.margins is not None for one in histories) else {})
     values = {name: np.stack([measure(history) for history in histories]) for name, measure in measures.items()}
@@ -94,7 +96,7 @@ def from_histories(
         )
     alike = [history for history in histories if np.array_equal(history.epochs, histories[0].epochs)]
     losses = np.mean([history.losses for history in alike], axis=0, dtype=np.float32)
-    return _ranking(score, values, suggested, train, class_names, found, Curves(alike[0].epochs, losses))
+    return _ranking(score, values, suggested, train, class_names, found, Curves(alike[0].epochs, losses), hashes)
 
 
 def from_probabilities(
@@ -149,6 +151,7 @@ def _ranking(
     class_names: tuple[str, ...],
     found: tuple[Estimate, list[Confusion]],
     curves: Curves | None,
+    hashes: Path | None = None,
 ) -> Ranking:
     """Average ranks over the runs and put the samples in order."""
     from scipy.stats import rankdata
@@ -159,8 +162,10 @@ def _ranking(
         name: (rankdata(-values if name in scores.LOW else values, axis=1) / len(train)).mean(axis=0)
         for name, values in by_run.items()
     }
+    # Counts of epochs leave many samples alike, above all where few epochs were evaluated.
+    among_alike = suspicion.get("mean_loss", np.zeros(len(train)))
     return Ranking(
-        order=np.argsort(-suspicion[score], kind="stable"),
+        order=np.lexsort((-among_alike, -suspicion[score])),
         score=score,
         suspicion=suspicion,
         values={name: values.mean(axis=0) for name, values in by_run.items()},
@@ -168,7 +173,7 @@ def _ranking(
         train=train,
         class_names=class_names,
         ids=tuple(data.identities(train)),
-        fingerprints=tuple(data.fingerprints(train)),
+        fingerprints=tuple(data.fingerprints(train, hashes)),
         estimate=found[0],
         confusions=found[1],
         curves=curves,

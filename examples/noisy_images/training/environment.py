@@ -44,7 +44,11 @@ def environment(mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ]
         name = names[0].split(":", 1)[1].strip()
     except (OSError, IndexError):
         name = platform.processor() or platform.machine()

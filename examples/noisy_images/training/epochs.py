@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import errors, files
 from ..errors import UserError
-from ..measures import metrics, sample_history
+from ..measures import metrics, sample_history, sharpness
 from . import launch, logs, methods
 from .checkpoints import Checkpoints
 from .preparation import Prepared
@@ -139,6 +139,9 @@ def _measured(trainer: Trainer, prepared: Prepared, journal: Journal) -> dict[st
         analysed, leaves = trainer.analyse_gradients()
         journal.leaves(epoch, leaves)
     due = _is_due(trainer, config.circumstances.evaluate_every)
+    curvature: dict[str, float] = {}
+    if due and (samples := config.circumstances.sharpness_samples):
+        curvature["sharpness"] = sharpness.of_trainer(trainer, samples=samples)["eigenvalue"]
     return {
         "epoch": epoch,
         "step": trainer.step,
@@ -147,6 +150,7 @@ def _measured(trainer: Trainer, prepared: Prepared, journal: Journal) -> dict[st
         "alpha": _value(schedules.alpha, last_step),
         **running_metrics(trainer.state),
         **analysed,
+        **curvature,
         **measure(trainer, prepared, on_training_set=due, recorder=journal.samples),
     }
 
@@ -169,16 +173,16 @@ def measure(
     values = {}
     # One's own data may be trained on whole.
     if len(dataset.test):
-        losses, predictions = trainer.evaluate(dataset.test)
-        values["test_accuracy"] = float((predictions == dataset.test.labels).mean())
-        values["test_loss"] = float(losses.mean())
+        measured = trainer.evaluate(dataset.test)
+        values["test_accuracy"] = float((measured.predictions == dataset.test.labels).mean())
+        values["test_loss"] = float(measured.losses.mean())
     if prepared.heldout is not None:
-        _, predictions = trainer.evaluate(prepared.heldout)
+        predictions = trainer.evaluate(prepared.heldout).predictions
         values["heldout_accuracy"] = float((predictions == prepared.heldout.labels).mean())
     if on_training_set:
-        losses, predictions = trainer.evaluate(dataset.train)
+        losses, predictions, margins = trainer.evaluate(dataset.train)
         if recorder is not None:
-            recorder.add(trainer.epoch, losses, predictions)
+            recorder.add(trainer.epoch, losses, predictions, margins)
         values |= metrics.on_training_set(predictions, losses, dataset.train.labels, dataset.train.clean_labels)
         if len(dataset.test):
             values["generalization_gap"] = values["train_accuracy"] - values["test_accuracy"]

@@ -23,8 +23,8 @@ class Prepared:
     """What is trained and tested on."""
     samples: data.Dataset
     """The same before anything is held out: what a run has to find again."""
-    heldout: data.Split | None
-    audit: noise.Audit | None
+    heldout: data.Split | None = None
+    audit: noise.Audit | None = None
     left_out: data.Split | None = None
     """Fold that is not trained on, with its noisy labels."""
 

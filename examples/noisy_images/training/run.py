@@ -2,6 +2,7 @@
 
 config.json       the resolved configuration
 data.json         which samples it is trained and tested on, by identity and content
+hashes.npz        of samples that are files, the contents that were hashed, so that unchanged files are not read again
 environment.json  command, versions, devices, commit, and those of every start from a checkpoint
 noise.json, .png  the audit of the label noise
 metrics.jsonl     one line an epoch
@@ -9,7 +10,7 @@ analysis.jsonl    with --analyse-batches, one line an epoch: the gradient's shar
 curves.png        the same as a figure
 tensorboard/      the same as scalars
 checkpoints/      the newest two
-samples/          loss and predicted label of every training sample over the epochs
+samples/          loss, predicted label and margin of every training sample over the epochs
 summary.json      the numbers that are reported
 sharpness.json    written by the command `sharpness`
 """
@@ -31,6 +32,8 @@ from .environment import environment
 from .epochs import measure, train_to_the_end
 from .preparation import Prepared, prepare
 from .trainer import Trainer
+
+HASHES = "hashes.npz"
 
 
 def train(config: Config, folder: Path, device_count: int | None = None, estimate: bool = False) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def train(config: Config, folder: Path, device_count: int | None = None, estimat
     with _kept_from_others(folder):
         if launch.is_first():
             files.write_json(folder / "environment.json", environment(trainer.mesh))
-            files.write_json(folder / "data.json", identity.fingerprint(prepared.samples))
+            files.write_json(folder / "data.json", identity.fingerprint(prepared.samples, cache=folder / HASHES))
             print(prepared.samples.description, flush=True)
             if prepared.audit is not None:
                 print(f"{folder.name}: {prepared.audit.summary()}", flush=True)
@@ -92,13 +95,19 @@ def resume(folder: Path, device_count: int | None = None, whereabouts: Whereabou
         return _complete(trainer, prepared, folder, resume=True)
 
 
-def run_one(config: Config, folder: Path, device_count: int | None = None, estimate: bool = False) -> dict[str, Any]:
-    """Bring one run to its end: start it, go on with it, or leave it as it is when it is complete."""
+def run_one(
+    config: Config,
+    folder: Path,
+    device_count: int | None = None,
+    estimate: bool = False,
+    whereabouts: Whereabouts = AS_STARTED,
+) -> dict[str, Any]:
+    """Bring one run to its end: start it, go on with it where its files are now, or leave it when it is complete."""
     configuration.check_same_run(config, folder)
     if not (folder / "config.json").exists():
         return train(config, folder, device_count, estimate)
     if not (folder / "summary.json").exists():
-        return resume(folder, device_count)
+        return resume(folder, device_count, whereabouts)
     return files.read_json(folder / "summary.json")
 
 
@@ -137,7 +146,7 @@ def prepared_again(folder: Path, whereabouts: Whereabouts = AS_STARTED) -> tuple
             stored = files.read_json(kept)
         except ValueError as error:
             raise UserError(f"{kept} is not valid JSON ({error}): restore it.") from error
-        identity.check_same_samples(stored, prepared.samples)
+        identity.check_same_samples(stored, prepared.samples, cache=folder / HASHES)
     return config, prepared
 
 

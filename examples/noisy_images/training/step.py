@@ -77,6 +77,17 @@ class Pass(NamedTuple):
     """(B, K)."""
 
 
+class Evaluation(NamedTuple):
+    """What samples are measured by in evaluation mode, (B,) each, or (N,) of a whole split."""
+
+    losses: Any
+    """Cross-entropy against the given label."""
+    predictions: Any
+    """Predicted label."""
+    margins: Any
+    """Logit of the given label minus the largest other."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """What a step depends on beside the configuration."""
@@ -310,10 +321,16 @@ def running_metrics(state: State) -> dict[str, float]:
     return {f"running_{name}": float(total / running.steps) for name, total in values.items()}
 
 
-def evaluate(setup: Setup, network: Network, batch: Images) -> tuple[jax.Array, jax.Array]:
-    """Return losses against given labels and predicted labels, (B,) each, in evaluation mode."""
+def evaluate(setup: Setup, network: Network, batch: Images) -> Evaluation:
+    """Measure every sample of a batch in evaluation mode."""
     logits, _ = apply(setup, network.params, network.statistics, batch.images, train=False)
-    return companions.cross_entropy(logits, batch.labels), jnp.argmax(logits, axis=-1)
+    is_given = batch.labels[:, None] == jnp.arange(logits.shape[-1])
+    # Choices, not products: minus infinity times zero is not a number.
+    given = jnp.max(logits, axis=-1, where=is_given, initial=-jnp.inf)
+    largest_other = jnp.max(logits, axis=-1, where=~is_given, initial=-jnp.inf)
+    return Evaluation(
+        companions.cross_entropy(logits, batch.labels), jnp.argmax(logits, axis=-1), given - largest_other
+    )
 
 
 def probabilities(setup: Setup, network: Network, images: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ..config import replace
+from ..measures import sharpness
 from .preparation import Prepared
 from .trainer import EVALUATION_BATCH, Trainer
 
@@ -37,11 +38,13 @@ def seconds_per_epoch(prepared: Prepared, seconds: float = 2.0, steps: int = 20)
     image = (time.perf_counter() - started) / len(few)
     images = len(dataset.test) + len(dataset.train) / config.circumstances.evaluate_every
     analysis = 0.0
+    if samples := config.circumstances.sharpness_samples:
+        analysis += sharpness.of_trainer(trainer, samples=samples)["seconds"] / config.circumstances.evaluate_every
     if config.circumstances.analyse_batches:
         trainer.analyse_gradients()
         started = time.perf_counter()
         trainer.analyse_gradients()
-        analysis = time.perf_counter() - started
+        analysis += time.perf_counter() - started
     return step * trainer.steps_per_epoch + image * images + analysis
 
 

@@ -20,7 +20,7 @@ from ..data import streaming
 from ..errors import UserError
 from ..measures import gradient_analysis
 from . import devices, step
-from .step import Images, Network, Spec, State, epoch_order, has_second
+from .step import Evaluation, Images, Network, Spec, State, epoch_order, has_second
 
 EVALUATION_BATCH = 500
 # JAX's names: on GPUs and TPUs its own default multiplies float32 matrices in lower precision.
@@ -42,8 +42,8 @@ class Functions(NamedTuple):
     """(state, seed, batch images, batch labels, second=True) -> state, for streamed images."""
     take: Callable[[Images, jax.Array], Images]
     """(images, positions) -> a batch of a split on the device."""
-    evaluate: Callable[..., tuple[jax.Array, jax.Array]]
-    """(network, batch images, batch labels) -> losses against given labels, predicted labels."""
+    evaluate: Callable[..., Evaluation]
+    """(network, batch images, batch labels) -> what every sample is measured by."""
     probabilities: Callable[..., jax.Array]
     """(network, batch images) -> predicted probabilities, float32 (B, K)."""
     start_epoch: Callable[[State], State]
@@ -195,16 +195,15 @@ class Trainer:
         for positions in order[: count * size].reshape(count, size):
             yield split.images[positions], positions
 
-    def evaluate(self, split: data.Split) -> tuple[np.ndarray, np.ndarray]:
-        """Return losses against given labels and predicted labels, (N,) each, in evaluation mode."""
+    def evaluate(self, split: data.Split) -> Evaluation:
+        """Measure every sample of a split in evaluation mode; NumPy arrays (N,) each."""
         network = self.state.networks[0]
         results = []
         with self._precision():
             for images, labels, count in self._evaluation_batches(split):
                 outputs = self._functions.evaluate(network, images, labels)
                 results.append([x[:count] for x in outputs])
-        losses, predictions = zip(*jax.device_get(results), strict=True)
-        return np.concatenate(losses), np.concatenate(predictions)
+        return Evaluation(*map(np.concatenate, zip(*jax.device_get(results), strict=True)))
 
     def probabilities(self, split: data.Split) -> np.ndarray:
         """Return predicted probabilities of every class, float32 (N, K), in evaluation mode."""
@@ -314,7 +313,7 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
 
         return jax.lax.scan(block, state, length=blocks)[0]
 
-    def evaluate(network: Network, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def evaluate(network: Network, images: jax.Array, labels: jax.Array) -> Evaluation:
         return step.evaluate(setup, network, Images(images, labels))
 
     def probabilities(network: Network, images: jax.Array) -> jax.Array:

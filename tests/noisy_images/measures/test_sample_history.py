@@ -86,10 +86,11 @@ def test_the_last_epoch_is_that_of_the_network_in_the_checkpoint(finished, confi
     checkpoints = Checkpoints(finished / "checkpoints", config)
     trainer.state, _ = checkpoints.restore(trainer.state)
     checkpoints.close()
-    losses, predictions = trainer.evaluate(trainer.dataset.train)
+    losses, predictions, margins = trainer.evaluate(trainer.dataset.train)
     history = sample_history.read(finished)
     np.testing.assert_array_equal(history.losses[-1], losses)
     np.testing.assert_array_equal(history.predictions[-1], predictions)
+    np.testing.assert_array_equal(history.margins[-1], margins.astype(np.float16))
 
 
 def test_only_evaluated_epochs_are_in_it(config, tmp_path):

@@ -569,3 +569,10 @@ def test_a_preset_from_end_to_end(npz, tmp_path, capsys, monkeypatch):
     aligned = [history[-1]["alignment_noisy"] for history in histories]
     assert f" {np.mean(aligned):.3f} ± {np.std(aligned, ddof=1):.3f} |" in report
     assert f"| SGD |  | {np.mean(best):.2f} ± {np.std(best, ddof=1):.2f} | 2 |" in report
+
+
+def test_a_protocol_without_augmentation_stays_without_at_every_scale():
+    for scale in (Scale(), Scale(epochs=2), Scale(augment=False)):
+        assert not any(cell.config.data.augment for cell in presets.cells("memorization", scale=scale))
+    assert all(cell.config.data.augment for cell in presets.cells("headline"))
+    assert not any(cell.config.data.augment for cell in presets.cells("headline", scale=Scale(augment=False)))

@@ -206,3 +206,23 @@ def test_runs_that_cannot_be_measured(runs, tmp_path, capsys):
         assert exit.value.code == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "sharpness.json").exists()
+
+
+def test_a_run_measures_it_on_the_way_and_is_the_same_run(runs, tmp_path):
+    config = configuration.read(runs / "sam0" / "config.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "_optional", lambda write: None)
+        run.train(replace(config, sharpness_samples=20), tmp_path / "sam0")
+    (plain,), (measured,) = (
+        files.read_json_lines(folder / "metrics.jsonl") for folder in (runs / "sam0", tmp_path / "sam0")
+    )
+    at_the_end = sharpness.of_run(runs / "sam0", samples=20)["eigenvalue"]
+    assert measured.pop("sharpness") == pytest.approx(at_the_end, rel=1e-6)
+    for timed in ("seconds", "steps_per_second"):
+        del plain[timed], measured[timed]
+    assert measured == plain
+
+
+def test_a_rounded_hessian_is_refused():
+    with pytest.raises(UserError, match="--sharpness-samples needs float32"):
+        configuration.check(configure(sharpness_samples=10, precision="bfloat16"))

@@ -12,7 +12,7 @@ from examples.noisy_images import files
 from examples.noisy_images.config import replace, run_name
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.measures import metrics, plots, tables
-from examples.noisy_images.paper import presets, records, report, study
+from examples.noisy_images.paper import equal_loss, presets, records, report, study
 from examples.noisy_images.paper.presets import ALL, FULL, Selection
 
 SEEDS = (200, 201, 202, 203)
@@ -333,3 +333,56 @@ def test_rows_of_a_record_are_numbers(study_runs, no_pictures, tmp_path):
     assert (row["chosen_epoch"], row["device"], row["commit"]) == ("4", "a device", "0123456")
     curves = json.loads((tmp_path / "record" / "curves.json").read_text())
     assert len(curves) == 27 and not any("seed" in name for name in curves)
+
+
+def loss_history(scale):
+    """A run whose loss falls linearly from 2 to 0 and whose sharpness is `scale` times the square of the loss."""
+    losses = [2.0, 1.5, 1.0, 0.5, 0.0]
+    return [
+        {"epoch": 5 * i, "train_loss": loss, "sharpness": scale * loss**2, "test_accuracy": 0.5}
+        for i, loss in enumerate(losses, start=1)
+    ]
+
+
+def test_levels_are_losses_that_all_runs_pass():
+    long, short = [(2.0, 0.0), (0.2, 0.0)], [(1.7, 0.0), (1.1, 0.0)]
+    found = equal_loss.levels([long, short])
+    assert len(found) == equal_loss.LEVELS and found == sorted(found, reverse=True)
+    assert 1.7 > found[0] and found[-1] > 1.1
+    assert equal_loss.levels([long, [(0.1, 0.0), (0.05, 0.0)]]) == []
+
+
+def test_a_metric_where_the_loss_first_falls_to_a_level():
+    curve = [(2.0, 10.0), (1.0, 20.0), (1.4, 30.0), (0.5, 40.0)]
+    assert equal_loss.at_loss(curve, 1.5) == pytest.approx(15)
+    assert equal_loss.at_loss(curve, 1.2) == pytest.approx(18)
+    # On the way down again: 1.4 to 0.5.
+    assert equal_loss.at_loss(curve, 0.95) == pytest.approx(35)
+
+
+def test_what_is_sharper_at_equal_loss_is_said(no_pictures, tmp_path):
+    """SAM twice as sharp as SGD at every loss, whatever the loss they end at."""
+    out = tmp_path / "runs"
+    for cell in presets.cells("sharpness", Selection(methods=("sgd", "sam"))):
+        for seed in (200, 201, 202):
+            method = cell.config.optimizer.method
+            records = loss_history({"sgd": 1.0, "sam": 2.0}[method] * (1 + 0.1 * (seed - 200)))
+            write_run(out, cell.run(seed), 0.5)
+            folder = out / run_name(cell.run(seed))
+            files.write_json_lines(folder / "metrics.jsonl", records[: 4 if method == "sam" else 5])
+    selection = Selection(methods=("sgd", "sam"), seeds=(200, 201, 202))
+    report.write("sharpness", selection, FULL, out, tmp_path / "reports")
+    text = next((tmp_path / "reports").glob("*.md")).read_text()
+    # The lowest loss of all runs is 0.5, the highest that all begin at 2: levels 1.75 to 0.75.
+    header = next(line for line in text.splitlines() if "loss 1.75" in line)
+    assert header.split(" | ")[2:] == ["loss 1.75", "loss 1.5", "loss 1.25", "loss 1", "loss 0.75 |"]
+    at = next(line for line in text.splitlines() if line.startswith("| SAM minus SGD | +"))
+    # At 1.5 sharpness is 2.25 times 1, 1.1 and 1.2 of SGD, and twice that of SAM.
+    assert at.split(" | ")[2].startswith("+2.48 (")
+
+
+def test_sharpness_that_was_not_measured_is_said(study_runs, no_pictures, tmp_path):
+    for cell in presets.cells("sharpness", Selection(methods=("sgd",))):
+        write_run(study_runs, cell.run(200), 0.5)
+    report.write("sharpness", Selection(methods=("sgd",), seeds=(200,)), FULL, study_runs, tmp_path / "reports")
+    assert "not every run has measured sharpness" in next((tmp_path / "reports").glob("*.md")).read_text()

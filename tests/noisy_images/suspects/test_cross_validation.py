@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from examples.noisy_images import config as configuration
-from examples.noisy_images import data
+from examples.noisy_images import data, files
 from examples.noisy_images.config import configure, replace
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.suspects import cross_validation, ranking
@@ -82,7 +82,9 @@ def test_each_sample_is_predicted_by_the_network_that_did_not_see_it(trained):
     for fold in range(3):
         one = folder / "cross-validation-3" / f"fold-{fold}"
         its_config = configuration.read(one / "config.json")
-        assert its_config == replace(CONFIG, folds=3, fold=fold, sample_history=False)
+        assert its_config == replace(CONFIG, folds=3, fold=fold, sample_history=False, evaluate_every=8)
+        measured = files.read_json_lines(one / "metrics.jsonl")
+        assert ["train_loss" in record for record in measured] == [False] * 7 + [True]
         trainer, prepared = run.restored(one)
         out = prepared.left_out
         positions = [train.index.tolist().index(i) for i in out.index]
@@ -142,6 +144,9 @@ def test_probabilities_are_those_of_the_losses(tiny):
     dataset = tiny()
     trainer = Trainer(replace(CONFIG, batch_size=8), dataset)
     probabilities = trainer.probabilities(dataset.train)
-    losses, predictions = trainer.evaluate(dataset.train)
+    losses, predictions, margins = trainer.evaluate(dataset.train)
+    given, others = probabilities[np.arange(24), dataset.train.labels], np.array(probabilities)
+    others[np.arange(24), dataset.train.labels] = 0
+    np.testing.assert_allclose(np.log(given / others.max(axis=1)), margins, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(-np.log(probabilities[np.arange(24), dataset.train.labels]), losses, rtol=1e-4)
     np.testing.assert_array_equal(probabilities.argmax(axis=1), predictions)

@@ -45,7 +45,7 @@ def decide(ids, changes):
     return decisions.apply(given, ids, [f"f{i}" for i in range(len(ids))], LABELS, NAMES)
 
 
-@pytest.mark.parametrize("part", ["", "train/"])
+@pytest.mark.parametrize("part", ["", "train/", "TRAIN/", "training set/"])
 @pytest.mark.parametrize("link", [False, True])
 def test_images_move_into_the_folder_of_their_class(tmp_path, part, link):
     ids = tree(tmp_path / "images", part)

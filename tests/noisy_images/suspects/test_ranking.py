@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,8 @@ def test_order_and_ties_by_hand(example):
     assert (5 * result.suspicion["mean_loss"]).tolist() == [1.0, 2.5, 2.5, 4.5, 4.5]
     assert result.order.tolist() == [3, 4, 1, 2, 0]
     assert result.suggested.tolist() == [0, 1, 1, 1, 1]
-    assert rank([one], train, "last_loss").order.tolist() == [3, 1, 4, 0, 2]
+    # Those that are alike in the last epoch are told apart by the mean over all.
+    assert rank([one], train, "last_loss").order.tolist() == [3, 4, 1, 2, 0]
     assert all(np.isfinite(v).all() for part in (result.suspicion, result.values) for v in part.values())
 
 
@@ -95,7 +97,8 @@ def test_out_of_sample_loss_is_that_of_the_given_label_and_finite(example):
     values = result.values[ranking.OUT_OF_SAMPLE]
     np.testing.assert_allclose(values[[0, 1, 2, 4]], np.log([2, 3, 3, 3]), rtol=1e-6)
     assert np.isfinite(values[3]) and values[3] > 80
-    assert result.order.tolist() == [3, 1, 2, 4, 0]
+    # Three are alike, of which the last has the highest mean loss.
+    assert result.order.tolist() == [3, 4, 1, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -128,8 +131,8 @@ def test_margins_rank_where_the_histories_hold_them(example):
     margins = np.array([[3, 1, 2, -4, -1], [1, 1, -2, -2, 1]], np.float16)
     result = rank([dataclasses.replace(one, margins=margins)], train, "area_under_margin")
     assert result.values["area_under_margin"].tolist() == [2, 1, 0, -3, 0]
-    # The lowest first; the others have an order of their own.
-    assert result.order.tolist() == [3, 2, 4, 1, 0]
+    # The lowest first, of two that are alike the one of the higher loss; the others have an order of their own.
+    assert result.order.tolist() == [3, 4, 2, 1, 0]
     assert result.suspicion["area_under_margin"].argmax() == 3
     without = rank([dataclasses.replace(one, margins=margins), one], train)
     assert "area_under_margin" not in without.values
@@ -360,7 +363,11 @@ def test_wrong_digits_are_found(two_seeds, capsys):
     assert all(values["auc"] > 0.75 for values in measured["scores"].values())
     lines = read_csv(output / "ranking.csv")
     wrong = np.array([int(line["is_wrong"]) for line in lines])
-    assert len(lines) == 600 and wrong[:180].mean() == measured["scores"]["mean_loss"]["precision"]
+    # In the order of the default score, and of the mean loss among those that it cannot tell apart.
+    assert len(lines) == 600 and measured["score"] == "disagreement"
+    keys = [(float(line["disagreement"]), float(line["mean_loss"])) for line in lines]
+    assert keys == sorted(keys, reverse=True) and len({key[0] for key in keys}) < 40
+    assert abs(wrong[:180].mean() - measured["scores"]["disagreement"]["precision"]) < 0.05
     # Against the data itself.
     train = run.prepare(DIGITS).dataset.train
     by_index = {
@@ -387,6 +394,25 @@ def test_several_seeds_rank_together(two_seeds, tmp_path):
     assert (ranks[0]["mean_loss"] != ranks[1]["mean_loss"]).any()
 
 
+def test_runs_rank_by_their_margins_where_all_have_kept_them(two_seeds, tmp_path):
+    result = ranking.rank(two_seeds, tmp_path / "both", "area_under_margin", top=1)
+    means = [sample_history.read(folder).margins.mean(axis=0, dtype=np.float64) for folder in two_seeds]
+    np.testing.assert_allclose(result.values["area_under_margin"], np.mean(means, axis=0), rtol=1e-9)
+    assert suspicion.quality(result)["scores"]["area_under_margin"]["auc"] > 0.6
+    # A run of an earlier version.
+    earlier = tmp_path / "earlier"
+    shutil.copytree(two_seeds[1], earlier)
+    for path in (earlier / "samples").glob("epochs-*.npz"):
+        with np.load(path) as archive:
+            arrays = {name: archive[name] for name in archive.files if name != "margins"}
+        np.savez(path, **arrays)
+    runs = [two_seeds[0], earlier]
+    with pytest.raises(UserError, match="--score area_under_margin needs the margins, which these runs did not keep"):
+        ranking.rank(runs, tmp_path / "out", "area_under_margin", top=1)
+    assert not (tmp_path / "out").exists()
+    assert "area_under_margin" not in ranking.rank(runs, tmp_path / "out", "mean_loss", top=1).values
+
+
 def test_arrays_are_as_cleanlab_reads_them(two_seeds, tmp_path):
     ranking.rank(two_seeds[:1], tmp_path, "last_loss", top=1)
     labels = np.load(tmp_path / "labels.npy")
@@ -410,8 +436,6 @@ def test_what_does_not_belong_together(two_seeds, tmp_path):
         ranking.rank(two_seeds, tmp_path / "out", "mean", top=1)
     with pytest.raises(UserError, match="needs the folds: add --cross-validate 5"):
         ranking.rank(two_seeds, tmp_path / "out", ranking.OUT_OF_SAMPLE, top=1)
-    with pytest.raises(UserError, match="--score area_under_margin needs the margins, which these runs did not keep"):
-        ranking.rank(two_seeds, tmp_path / "out", "area_under_margin", top=1)
     with pytest.raises(UserError, match="--top must be at least 1, got 0"):
         ranking.rank(two_seeds, tmp_path / "out", "mean_loss", top=0)
     assert not (tmp_path / "out").exists()
@@ -468,3 +492,13 @@ def test_own_folder_of_images(tmp_path, streamed, capsys):
     assert "dark/00.png" in text and "area under ROC" not in text
     with Image.open(tmp_path / "out" / "suspects.png") as sheet:
         assert sheet.width > 500
+
+
+def test_an_estimate_of_a_network_that_has_learned_little_is_doubted(example, tmp_path, capsys):
+    """Guessing three classes has a loss of 1.1."""
+    one, train = example
+    ranking.show(rank([one], train), tmp_path)
+    assert "ended at 0.80, where guessing has 1.10: the network has learned little" in capsys.readouterr().err
+    learned = dataclasses.replace(one, losses=one.losses / 2)
+    ranking.show(rank([learned], train), tmp_path)
+    assert "learned little" not in capsys.readouterr().err

@@ -5,12 +5,13 @@ import pytest
 from PIL import Image
 
 from examples.noisy_images import data
-from examples.noisy_images.config import OWN, replace
-from examples.noisy_images.errors import UserError
+from examples.noisy_images.config import OWN, Whereabouts, replace
+from examples.noisy_images.data import identity
+from examples.noisy_images.errors import Interrupted, UserError
 from examples.noisy_images.labels import decisions
 from examples.noisy_images.labels.decisions import Decision
-from examples.noisy_images.suspects import search
-from examples.noisy_images.training import preparation
+from examples.noisy_images.suspects import cross_validation, ranking, search
+from examples.noisy_images.training import preparation, run
 
 
 def decide(source, path, position=0, new=1):
@@ -73,6 +74,33 @@ def test_training_sees_the_decisions(kind, request, tmp_path):
     after = preparation.prepare(replace(config, decisions=str(tmp_path / "decisions.csv"))).dataset
     assert np.flatnonzero(after.train.labels != before.train.labels).tolist() == [0]
     np.testing.assert_array_equal(after.test.labels, before.test.labels)
+
+
+@pytest.fixture
+def trained(tree, tmp_path, monkeypatch):
+    """A run on a tree of images, begun there."""
+    monkeypatch.setattr(run, "_optional", lambda write: None)
+    config = replace(search.of_source(tree, OWN), model="mlp", width=1 / 64, epochs=1, batch_size=4, method="sgd")
+    run.train(config, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_files_that_did_not_change_are_hashed_once(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "_hash_files", lambda files: pytest.fail(f"{len(files)} files are read again"))
+    ranking.rank([trained], tmp_path / "ranking", "mean_loss", top=2)
+
+
+def test_folds_go_on_where_the_images_are_now(trained, tree, tmp_path, monkeypatch):
+    """Cut off after the first of them, and the images moved since."""
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "restored", lambda *_, **__: (_ for _ in ()).throw(Interrupted(trained, 0)))
+        with pytest.raises(Interrupted):
+            cross_validation.out_of_sample(trained, 2)
+    first = trained / "cross-validation-2" / "fold-0"
+    (first / "summary.json").unlink()
+    moved = tree.rename(tmp_path / "elsewhere")
+    probabilities = cross_validation.out_of_sample(trained, 2, Whereabouts(data_dir=str(moved)))
+    assert probabilities.shape == (12, 2) and (first / "summary.json").exists()
 
 
 def test_sources_that_are_none(tmp_path):

@@ -220,7 +220,7 @@ def test_co_teaching_steps_on_the_others_picks_in_both_passes(tiny, train):
     for network, plain in zip(trainer.state.networks, pair, strict=True):
         assert_close(network.params, plain.params, rtol=1e-4)
     # The first is the one that is reported.
-    losses, _ = trainer.evaluate(dataset.test)
+    losses = trainer.evaluate(dataset.test).losses
     logits = [logits_on_test(pair[0], network, dataset) for network in trainer.state.networks]
     first, second = (companions.cross_entropy(x, jnp.asarray(dataset.test.labels)) for x in logits)
     np.testing.assert_allclose(losses, first, rtol=1e-5)
@@ -370,11 +370,12 @@ def test_evaluation_covers_every_sample_once(batch, tiny, monkeypatch):
     def spy(network, images, labels):
         shapes.append(images.shape)
         # The image, too, must be that of the label.
-        return images.astype(jnp.float32).sum((1, 2, 3)), labels
+        return images.astype(jnp.float32).sum((1, 2, 3)), labels, -labels
 
     trainer._functions = trainer._functions._replace(evaluate=spy)
-    sums, labels = trainer.evaluate(split)
+    sums, labels, negative = trainer.evaluate(split)
     np.testing.assert_array_equal(labels, np.arange(10))
+    np.testing.assert_array_equal(negative, -np.arange(10))
     np.testing.assert_array_equal(sums, split.images.sum((1, 2, 3)))
     assert len(set(shapes)) == 1
 
@@ -383,10 +384,12 @@ def test_evaluation_covers_every_sample_once(batch, tiny, monkeypatch):
 def test_evaluation_is_in_evaluation_mode(tiny, train):
     dataset = tiny()
     trainer = train(NORMALISED, dataset, steps=1)
-    losses, predictions = trainer.evaluate(dataset.test)
+    losses, predictions, margins = trainer.evaluate(dataset.test)
     logits = logits_on_test(Plain(NORMALISED, dataset, optax.identity()), trainer.state.networks[0], dataset)
     np.testing.assert_allclose(losses, companions.cross_entropy(logits, jnp.asarray(dataset.test.labels)), rtol=1e-5)
     np.testing.assert_array_equal(predictions, np.asarray(logits).argmax(axis=1))
+    leads = [z[y] - max(np.delete(z, y)) for z, y in zip(np.asarray(logits), dataset.test.labels, strict=True)]
+    np.testing.assert_allclose(margins, leads, rtol=1e-4, atol=1e-5)
 
 
 def test_no_augmentation_leaves_the_images_alone(tiny, train):
@@ -530,5 +533,5 @@ def test_streamed_images_train_and_go_on_in_the_middle_of_an_epoch(streamed, tra
     assert list(resumed.train_epoch()) == [4, 5]
     list(resumed.train_epoch(lambda: resumed.step == 7))
     assert_equal(resumed.state, whole.state)
-    losses, predictions = whole.evaluate(streamed.test)
-    assert losses.shape == predictions.shape == (6,) and np.isfinite(losses).all()
+    measured = whole.evaluate(streamed.test)
+    assert all(x.shape == (6,) for x in measured) and np.isfinite(measured.losses).all()
