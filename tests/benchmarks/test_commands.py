@@ -57,7 +57,7 @@ def test_a_second_gradient_every_fifth_step_is_timed_by_blocks(steps_per_call, s
         return seconds
 
     monkeypatch.setattr(train_step.timing, "interleaved", spy)
-    arguments = "--models mlp --width 0.03 --batch-size 2 --rounds 3 --warm-up 1 --methods sgd saner-every-5".split()
+    arguments = "--models mlp --width 0.03 --batch-size 32 --rounds 3 --warm-up 1 --methods sgd saner-every-5".split()
     (pair,) = train_step.main([*arguments, "--steps-per-call", steps_per_call])["pairs"]
     flops = {method: measured["flops"] for method, measured in pair["methods"].items()}
     assert flops["saner-every-5"] == pytest.approx(1.2 * flops["sgd"])
