@@ -67,7 +67,8 @@ def sharpness_aware(
     The ascent stage is called all the same and its perturbation dropped, so its schedules and averages see every step.
     Which steps have a second gradient is the caller's choice in Python: a loop alternates two compiled steps, and
     ``jax.lax.scan`` runs blocks of k. Before any second gradient ``q = 0``, and a call without ``grad_fn`` descends on
-    ``g`` alone.
+    ``g`` alone. One direction in all steps of a block adds up: at a large learning rate training may suffer or diverge
+    where it does neither with a second gradient in every step.
 
     Args:
       ascent: any Optax transformation from ``g`` to ``eps``, with ascending sign; chain several with ``optax.chain``.
