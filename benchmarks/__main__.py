@@ -11,7 +11,6 @@ are found by the next, in a folder that is removed at the end.
 
 import argparse
 import contextlib
-import json
 import os
 import pathlib
 import signal
@@ -83,11 +82,10 @@ def measure(names: Sequence[str], minutes: float, folder: pathlib.Path, options:
             if status:
                 why_not[name] = f"ended with status {status} ({said})"
                 continue
-            results[name] = json.loads(output.read_text(encoding="utf-8"))
+            results[name] = files.read_json(output)
             sections[name] = printed.strip()
     text = document(results, sections, why_not, minutes)
-    with files.replacing(folder / "RESULTS.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    files.write_text(folder / "RESULTS.md", text)
     return text
 
 

@@ -12,7 +12,6 @@ Runs that are in `--folder` are read, so that a comparison that was stopped goes
 
 import argparse
 import importlib.util
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -97,7 +96,7 @@ def theirs(config: Config, folder: pathlib.Path) -> dict[str, Any]:
         from benchmarks import pytorch_loop
 
         files.write_json(path, pytorch_loop.train(config, preparation.prepare(config).dataset))
-    return metrics.summary(json.loads(path.read_text(encoding="utf-8")))
+    return metrics.summary(files.read_json(path))
 
 
 def report(results: dict[str, Any]) -> str:

@@ -285,7 +285,9 @@ def train(cell: Cell, training: Training, material: Material) -> dict[str, Any]:
         "samples": len(wrong),
         "wrong": int(wrong.sum()),
         "seconds": seconds,
-        "scores": {name: quality(wrong, -x if name in scores.LOW else x) for name, x in values.items()},
+        "scores": {
+            name: suspicion.quality_of_score(wrong, -x if name in scores.LOW else x) for name, x in values.items()
+        },
         "estimates": estimates,
     }
 
@@ -293,14 +295,6 @@ def train(cell: Cell, training: Training, material: Material) -> dict[str, Any]:
 def _wrong(path: pathlib.Path) -> np.ndarray:
     with np.load(path) as archive:
         return archive["labels"] != archive["clean_labels"]
-
-
-def quality(wrong: np.ndarray, suspicion_of: np.ndarray) -> dict[str, float]:
-    """Return the area under the ROC curve and the precision at the true number of wrong labels."""
-    from sklearn.metrics import roc_auc_score
-
-    auc = float(roc_auc_score(wrong, suspicion_of))
-    return {"auc": auc, "precision": suspicion.precision(wrong, suspicion_of)}
 
 
 def counted(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, int]:

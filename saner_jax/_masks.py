@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from saner_jax._leaves import PyTree, leafwise
+from saner_jax._leaves import PyTree
 
 
 def is_turned(h: jax.Array, g: jax.Array) -> jax.Array:
@@ -118,6 +119,10 @@ def leaf_keys(key: jax.Array, tree: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))
 
 
+# One past the largest number that is drawn; it fits an int32, as which JAX takes a Python number.
+_END = 1 << 30
+
+
 def shuffle(key: jax.Array, mask: jax.Array) -> jax.Array:
     """Move the True of an array of bools to random places, each place as likely as any other; their count is exact.
 
@@ -128,15 +133,12 @@ def shuffle(key: jax.Array, mask: jax.Array) -> jax.Array:
     bound = _bound(numbers, count)
     below, at_bound = numbers < bound, numbers == bound
     # Of equal numbers at the bound, which are rare, the first ones.
-    places = jnp.where(at_bound, jax.lax.iota(jnp.uint32, mask.size).reshape(mask.shape), _END)
+    places = jnp.where(at_bound, lax.iota(jnp.uint32, mask.size).reshape(mask.shape), _END)
     shuffled = below | (places < _bound(places, count - jnp.count_nonzero(below)))
     sharding: Any = jax.typeof(mask).sharding
     if all(axis is None for axis in sharding.spec):  # The compiler sees to what is not part of the type.
         return shuffled
     return jax.sharding.reshard(shuffled, sharding)  # type: ignore[no-untyped-call,no-any-return]
-
-
-_END = 1 << 30
 
 
 def _bound(numbers: jax.Array, count: jax.Array) -> jax.Array:
@@ -159,19 +161,22 @@ def _bound(numbers: jax.Array, count: jax.Array) -> jax.Array:
 
     none = count * 0  # Varies over what the count varies over.
     start = (none.astype(jnp.uint32), none, none.astype(jnp.uint32) + _END, none + jnp.count_nonzero(numbers < _END))
-    return jax.lax.while_loop(lambda s: (s[1] != count) & (s[2] - s[0] > 1), search, start)[0]
+    return lax.while_loop(lambda s: (s[1] != count) & (s[2] - s[0] > 1), search, start)[0]
 
 
-@leafwise
+# Of lax alone: an operator of jax.numpy is a traced function of its own for every shape, and a mask has seven.
 def _between_zero_and(x: jax.Array, bound: jax.Array) -> jax.Array:
-    tiny = float(jnp.finfo(x.dtype).tiny)  # type: ignore[no-untyped-call]
-    return ((x >= tiny) & (x < bound)) | ((x <= -tiny) & (x > bound))
+    tiny = jnp.finfo(x.dtype).tiny  # type: ignore[no-untyped-call]
+    above = lax.bitwise_and(lax.ge(x, tiny), lax.lt(x, bound))
+    below = lax.bitwise_and(lax.le(x, -tiny), lax.gt(x, bound))
+    return lax.bitwise_or(above, below)
 
 
-@leafwise
 def _turned(h: jax.Array, g: jax.Array) -> jax.Array:
-    tiny = float(jnp.finfo(h.dtype).tiny)  # type: ignore[no-untyped-call]
-    return ((h >= tiny) & (g <= -tiny)) | ((h <= -tiny) & (g >= tiny))
+    tiny = jnp.finfo(h.dtype).tiny  # type: ignore[no-untyped-call]
+    down = lax.bitwise_and(lax.ge(h, tiny), lax.le(g, -tiny))
+    up = lax.bitwise_and(lax.le(h, -tiny), lax.ge(g, tiny))
+    return lax.bitwise_or(down, up)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -6,6 +6,7 @@ import errno
 import functools
 import io
 import os
+import re
 import signal
 import sys
 import typing
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import tyro
 
+from . import files
 from .config import (
     AS_STARTED,
     OWN,
@@ -157,6 +159,7 @@ def plot(
         figure: Panels, named after the paper's figures: 1, 2, 3, 5 (of 5 to 7); and of runs with --analyse-batches
             also alignment, shares (of the gradient's elements), layers (the down-weighted share by parameter).
     """
+    files.check_folder(output.parent)
     comparison.plot(folders, output, by, figure)
 
 
@@ -210,6 +213,8 @@ def report(
     """
     from .paper import report
 
+    for folder in filter(None, (output, record)):
+        files.check_folder(folder)
     report.write(preset, selection, scale, out, output or out / "reports", record)
 
 
@@ -236,6 +241,7 @@ def rank(
     if not folders:
         raise UserError("there is nothing to rank: give the folder of a run, or of several.")
     output = output or folders[0] / "ranking"
+    files.check_folder(output)
     ranking.show(ranking.rank(folders, output, score or ranking.OF_HISTORIES, top, cross_validate, whereabouts), output)
 
 
@@ -270,7 +276,8 @@ def suspects(
     join(launch)
     from .suspects import ranking, search
 
-    folder = out / (name or f"{source.resolve().stem}-suspects")
+    folder = out / (name or f"{re.sub(files.UNFIT_FOR_CHECKPOINTS, '_', source.resolve().stem)}-suspects")
+    files.check_folder(folder / "suspects")
     if pred_probs is not None:
         found = search.by_probabilities(
             source, config, pred_probs, folder / "suspects", score or ranking.OF_PROBABILITIES, top
@@ -332,9 +339,10 @@ def sharpness(
         output: File for the tables as Markdown; nowhere if not given.
         whereabouts: Where the runs find their files now, if elsewhere than when they were started.
     """
-    from . import files
     from .paper import sharpness as measuring
 
+    if output is not None:
+        files.check_folder(output.parent)
     rows, groups = measuring.measure(
         folders, samples=samples, seed=seed, tolerance=tolerance, by=by, whereabouts=whereabouts
     )
@@ -354,6 +362,8 @@ def noise(config: Options[Config] = PAPER, protocol: Protocol = "auto", folder: 
     """
     from .training import preparation
 
+    if folder is not None:
+        files.check_folder(folder)
     audit = preparation.prepare(config).audit
     if audit is None:
         raise UserError(f"the true labels of {config.data.dataset!r} are unknown, so its noise cannot be inspected.")
@@ -412,7 +422,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "list": list_names,
 }
 # Faults of the machine rather than of the program: a full disk, a quota, a folder that cannot be written.
-OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 # Those whose protocol follows from their options; that of `suspects` is always the one for own data.
 CONFIGURED = ("compare", "train", "noise")
 
@@ -450,7 +460,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.errno not in OUTSIDE:
             raise
         where = f" {error.filename}" if error.filename else ""
-        sys.exit(_say(f"error: cannot write{where} ({error.strerror}): what was written before is kept.", 1))
+        verb = "use" if error.errno == errno.ENAMETOOLONG else "write"
+        sys.exit(_say(f"error: cannot {verb}{where} ({error.strerror}): what was written before is kept.", 1))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted.", 130))
     except Interrupted as error:
@@ -469,7 +480,7 @@ def asked_protocol(arguments: Sequence[str]) -> Config:
     """Return the protocol that a command's options start from: the one it names, or that of its data set."""
     command, *options = [a for a in arguments if a not in ("-h", "--help")] or ["compare"]
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
             asked, _ = tyro.cli(Asked, args=options, return_unknown_args=True)
     except SystemExit:
         # An option without its value, which the command's own parser says better.

@@ -17,6 +17,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+from . import files
 from .errors import UserError, unknown_name
 
 
@@ -334,6 +335,11 @@ class Whereabouts:
     workers: int | None = None
     """Processes that decode streamed images; 0 decodes in the training process."""
 
+    @classmethod
+    def found_in(cls, config: Config) -> "Whereabouts":
+        """Return where a configuration finds its files: now, for a run that was started with the same one."""
+        return cls(**{field.name: getattr(config.circumstances, field.name) for field in dataclasses.fields(cls)})
+
     def of(self, config: Config) -> Config:
         """Return a configuration with these in place of its own, its paths absolute."""
         given = {name: value for name, value in vars(self).items() if value is not None}
@@ -488,7 +494,7 @@ def _flattened(values: dict[str, Any]) -> list[tuple[str, Any]]:
 def read(path: Path) -> Config:
     """Read a configuration that a run wrote."""
     try:
-        return from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
+        return from_json(files.read_json(path), str(path))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist: {path.parent} is not the folder of a run.") from None
     except ValueError as error:

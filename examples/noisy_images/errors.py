@@ -1,7 +1,9 @@
 """Errors of a user's input: one sentence that says what is wrong and what to do."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -14,10 +16,23 @@ class Interrupted(Exception):
 
 def not_installed(error: ModuleNotFoundError) -> UserError:
     """Return the error for a missing package; a missing module of our own is a fault, and raised."""
+    return UserError(f'{_package(error)} is not installed, which this needs: run `pip install -e ".[examples]"`.')
+
+
+@contextlib.contextmanager
+def left_out_if_not_installed(what: str) -> Iterator[None]:
+    """Go on with a note where the block lacks a package; a missing module of our own is raised."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        print(f"note: {_package(error)} is not installed, so {what} was left out.", file=sys.stderr)
+
+
+def _package(error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
     if package in ("", __package__.partition(".")[0]):
         raise error
-    return UserError(f'{package} is not installed, which this needs: run `pip install -e ".[examples]"`.')
+    return package
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+# Letters of a path that Orbax fails on once the first epoch is over: what is no UTF-8, and what it takes for a slash.
+UNFIT_FOR_CHECKPOINTS = r"[\ud800-\udfff]" if os.name == "nt" else r"[\ud800-\udfff\\]"
 
 
 @contextlib.contextmanager
@@ -42,6 +46,29 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def check_folder(folder: Path) -> None:
+    """Raise unless files can be written into a folder that is there or can be made; nothing is left behind.
+
+    Raises:
+      UserError: Before the work whose results could not be kept.
+    """
+    try:
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if _is_there(path))
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write into the folder {folder} ({error.strerror}): choose another.") from error
+
+
+def _is_there(path: Path) -> bool:
+    # Not `exists`, to which a broken link, and a name that is too long, are nothing.
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` that takes its place when the block ends, and goes when it fails."""
@@ -56,9 +83,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text``."""
+    """Write ``text`` as UTF-8; a file's name in it that is none is written as it is."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(path: str | Path, values: Any) -> None:
@@ -72,22 +99,28 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
-    """Read one record a line; a last line that was cut short by a kill is left out."""
+    """Read one record a line; a last line that was cut short by a kill is left out.
+
+    Raises:
+      UserError: Another line is no record.
+    """
     records: list[dict[str, Any]] = []
-    if not Path(path).exists():
-        return records
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if Path(path).exists() else []
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
-            break
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif number < len(lines):
+            raise UserError(f"line {number} of {path} is damaged: restore the file, or start the run again.")
     return records
 
 
 def write_json_lines(path: str | Path, records: list[dict[str, Any]]) -> None:
     """Write one record a line."""
-    with replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def append_json_line(path: str | Path, record: dict[str, Any]) -> None:

@@ -291,7 +291,7 @@ def test_a_copy_under_another_name_trains(tmp_path, npz, program_environment):
     assert not any("from examples" in text or "import examples" in text for text in sources)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EFBIG])
 def test_a_disk_that_takes_no_more_is_one_line(number, fails, monkeypatch):
     def full(config, folder, devices):
         raise OSError(number, os.strerror(number), "runs/x/metrics.jsonl")
@@ -299,6 +299,31 @@ def test_a_disk_that_takes_no_more_is_one_line(number, fails, monkeypatch):
     monkeypatch.setattr(run, "train", full)
     line = fails("train", *SMALL, status=1)
     assert line.startswith(f"error: cannot write runs/x/metrics.jsonl ({os.strerror(number)})")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("plot x --output {}/a.png", "rank x --output {}", "noise --folder {}/deep", "sharpness x --output {}/a.md"),
+        *("report table1 --output {}", "report table1 --record {}", "suspects x --out {}", "rank {}"),
+    ],
+)
+def test_what_cannot_be_written_to_is_found_before_the_work(command, fails, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    line = fails(*command.format(tmp_path / "taken").split())
+    assert re.match(r"error: cannot write into the folder .*taken.* \(Not a directory\): choose another", line)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        *((f"train {' '.join(SMALL)} --name {{}}", 2), ("noise --folder {}", 2), ("rank x --output {}/x", 2)),
+        *(("resume {}", 1), ("evaluate {}", 1), ("suspects {}", 1)),
+    ],
+)
+def test_a_name_that_is_too_long_is_one_line(command, status, fails):
+    assert "(File name too long)" in fails(*command.format("a" * 300).split(), status=status)
 
 
 def test_a_reader_that_has_ended_is_no_traceback(program_environment):
@@ -323,33 +348,30 @@ def test_a_terminal_that_cannot_show_a_name(program_environment, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("package", "command"),
-    [
-        ("matplotlib", "noise --dataset digits --folder audit"),
-        ("PIL", "train --dataset folder --data-dir photos"),
-    ],
-)
-def test_a_package_that_is_missing_is_one_line(package, command, monkeypatch, tmp_path, capsys):
-    for split in ("cat", "dog"):
-        (tmp_path / "photos" / split).mkdir(parents=True)
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SystemExit) as exit:
-        cli.main(command.split())
-    assert exit.value.code == 2
-    *_, said = capsys.readouterr().err.splitlines()
-    assert re.search(r"^error: .*run `pip install [^`]+`\.$", said)
-
-
 def test_a_module_of_our_own_that_is_missing_is_a_fault():
     ours = ModuleNotFoundError("No module named 'examples.noisy_images.nothing'", name="examples.noisy_images.nothing")
     with pytest.raises(ModuleNotFoundError):
         not_installed(ours)
 
 
-def test_the_program_starts_without_its_packages_to_say_so(program_environment):
-    start = "import sys, runpy; sys.modules['tyro'] = None; runpy.run_module('examples.noisy_images', None, '__main__')"
-    command = [sys.executable, "-c", start]
-    done = subprocess.run(command, cwd=ROOT, env=program_environment, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == 'error: tyro is not installed, which this needs: run `pip install -e ".[examples]"`.\n'
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("tyro", "list"),
+        ("matplotlib", "noise --dataset digits --folder audit"),
+        ("PIL", "train --dataset folder --data-dir photos"),
+    ],
+)
+def test_a_package_that_is_missing_is_one_line(package, command, tmp_path, program_environment):
+    """In a process that has not imported it already."""
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    start = (
+        f"import sys, runpy; sys.modules[{package!r}] = None; sys.argv[1:] = {command.split()}; "
+        "runpy.run_module('examples.noisy_images', None, '__main__')"
+    )
+    environment = program_environment | {"PYTHONPATH": str(ROOT)}
+    command_line = [sys.executable, "-c", start]
+    done = subprocess.run(command_line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode in (1, 2)
+    assert done.stderr == f'error: {package} is not installed, which this needs: run `pip install -e ".[examples]"`.\n'

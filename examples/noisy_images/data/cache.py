@@ -1,6 +1,5 @@
 """Files that speed up the next start: whole or absent, and never needed."""
 
-import os
 import pathlib
 import warnings
 import zipfile
@@ -8,24 +7,22 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .. import files
+
 
 def write_cache(path: pathlib.Path, write) -> bool:
     """Let `write(file)` make a file that speeds up the next start; False where the folder cannot be written to.
 
     The file appears whole or not at all.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with files.replacing(path) as temporary, open(temporary, "wb") as file:
             write(file)
-        os.replace(temporary, path)
     except OSError as error:
         warnings.warn(
             f"cannot keep the cache {str(path)!r} ({error}): the next start will be slow again.", stacklevel=2
         )
         return False
-    finally:
-        temporary.unlink(missing_ok=True)
     return True
 
 

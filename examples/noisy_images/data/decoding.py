@@ -15,6 +15,8 @@ BACKGROUND = (255, 255, 255)
 _ORIENTATION = 0x0112
 # Formats that Pillow knows and cannot decode by itself, or that are no images for a network.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+# Formats whose further frames are other forms or the layers of the same picture.
+_ONE_PICTURE = {"MPO", "PSD"}
 
 
 class Levels(NamedTuple):
@@ -39,11 +41,13 @@ class Header(NamedTuple):
       height: As it is shown.
       width: As it is shown.
       extent: For wide pixels the kind, a field of `Levels`, the smallest and the largest value; else None.
+      animated: Whether other frames or pages follow the one that is used.
     """
 
     height: int
     width: int
     extent: tuple[str, float, float] | None
+    animated: bool
 
 
 @functools.cache
@@ -123,6 +127,7 @@ def _levels(kind: str, low: float, high: float) -> tuple[float, float]:
 
 
 def _header(image) -> Header:
+    animated = image.format not in _ONE_PICTURE and getattr(image, "is_animated", False)
     turned = _orientation(image) > 4
     if turned and image.format == "TIFF":
         # A TIFF is turned as it is loaded.
@@ -131,9 +136,9 @@ def _header(image) -> Header:
     width, height = image.size[::-1] if turned else image.size
     kind = _wide_kind(image.mode)
     if kind is None:
-        return Header(height, width, None)
+        return Header(height, width, None, animated)
     values = np.asarray(image)
-    return Header(height, width, (kind, float(values.min()), float(values.max())))
+    return Header(height, width, (kind, float(values.min()), float(values.max())), animated)
 
 
 def _open(source: bytes | str):

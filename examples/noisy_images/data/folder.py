@@ -91,6 +91,8 @@ def _measured(files: ImageFiles, source: Source) -> tuple[ImageFiles, tuple[int,
             if kind in {extent[0] for extent in extents}
         )
         warnings.warn(f"{len(extents):,} images have more than 8 bits: {used} become black to white", stacklevel=4)
+    if animated := sum(header.animated for header in headers):
+        warnings.warn(f"{animated:,} images have several frames or pages, of which the first is used", stacklevel=4)
     sizes = collections.Counter((header.height, header.width) for header in headers)
     size, count = sizes.most_common(1)[0] if sizes else ((SIDE, SIDE), 0)
     if source.image_size is not None:

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -87,13 +88,19 @@ def read(root: pathlib.Path) -> ImageTree:
     if left_out := +left_out:
         warnings.warn(f"left out of {printable(str(root))}: {_summary(left_out)}", stacklevel=4)
     class_names = tuple(printable(folder.name) for folder in folders)
+    if alike := _look_alike(class_names):
+        warnings.warn(
+            f"{printable(str(train_root))} has classes whose names look alike ({shorten(alike)}): merge the folders "
+            "of those that are one class",
+            stacklevel=4,
+        )
     return ImageTree(root, class_names, train, test, _layout(folders, splits))
 
 
 def image_files(folder: pathlib.Path, left_out: collections.Counter[str] | None = None) -> list[str]:
     """Return the paths of all images in a folder and its sub-folders, sorted; count the other files by reason."""
     counter: collections.Counter[str] = collections.Counter() if left_out is None else left_out
-    return list(_walk(str(folder), decoding.suffixes(), counter, ()))
+    return list(_images_below(folder, counter))
 
 
 def hidden(name: str) -> bool:
@@ -135,6 +142,8 @@ def _splits(root: pathlib.Path, left_out: collections.Counter[str]) -> _Splits |
         of_role = [folder for folder in by_role[role] if folder in tests]
         if len(of_role) > 1:
             raise UserError(f"{root} has several folders of {role} images ({_quoted(of_role)}): keep one.")
+    if not tests and (empty := [folder for folder in named if folder not in train and not _has_images(folder)]):
+        raise UserError(f"{root} has {_quoted(empty)} without images to test on: fill or remove it.")
     test = tests[0] if tests else None
     for folder in sorted({*folders} - {train[0], test}):
         why = "without class folders" if folder in named and folder not in nested else "neither training nor test set"
@@ -155,7 +164,7 @@ def _folders(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _has_images(folder: pathlib.Path) -> bool:
-    return next(_walk(str(folder), decoding.suffixes(), collections.Counter(), ()), None) is not None
+    return next(_images_below(folder, collections.Counter()), None) is not None
 
 
 def _is_nested(folder: pathlib.Path) -> bool:
@@ -166,12 +175,22 @@ def _is_nested(folder: pathlib.Path) -> bool:
     return any(map(_has_images, _folders(folder)))
 
 
+def _images_below(folder: pathlib.Path, left_out: collections.Counter[str]) -> Iterator[str]:
+    # Those that the folder lies in as well: through a link to one of them other classes would become part of this one.
+    above = {parent for path in (folder.absolute(), folder.resolve()) for parent in path.parents}
+    return _walk(str(folder), decoding.suffixes(), left_out, tuple(map(_inode, above)))
+
+
+def _inode(folder: str | pathlib.Path) -> tuple[int, int]:
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
+
+
 def _walk(
     folder: str, suffixes: frozenset[str], left_out: collections.Counter[str], above: tuple[tuple[int, int], ...]
 ) -> Iterator[str]:
     """Yield the images of a folder and, through links as well, of its sub-folders; `above` are those it lies in."""
-    stat = os.stat(folder)
-    above = (*above, (stat.st_dev, stat.st_ino))
+    above = (*above, _inode(folder))
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -181,8 +200,7 @@ def _walk(
         if hidden(entry.name):
             left_out["hidden"] += entry.name != _OWN_CACHE
         elif entry.is_dir():
-            stat = os.stat(entry.path)
-            if (stat.st_dev, stat.st_ino) in above:
+            if _inode(entry.path) in above:
                 left_out["a link to a folder that it lies in"] += 1
             else:
                 yield from _walk(entry.path, suffixes, left_out, above)
@@ -203,6 +221,14 @@ def _labelled(
 
 def _summary(left_out: collections.Counter[str]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
+
+
+def _look_alike(names: Sequence[str]) -> list[str]:
+    """Return the names that differ from another one in case, in spaces or in how their letters are composed alone."""
+    by_look: dict[str, list[str]] = collections.defaultdict(list)
+    for name in names:
+        by_look["".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
+    return [repr(name) for alike in by_look.values() if len(alike) > 1 for name in alike]
 
 
 def _hint(folders: Sequence[pathlib.Path]) -> str:

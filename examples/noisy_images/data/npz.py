@@ -5,7 +5,7 @@ import contextlib
 import pathlib
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -76,7 +76,32 @@ def load(source: Source) -> Dataset:
     return Dataset("npz", train, test, class_names, None, mean, std, crop_padding, flip, layout)
 
 
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Return all arrays of an .npz file, those that are not used as well.
+
+    Raises:
+      UserError: The file is none, is damaged, or holds an array of Python objects.
+    """
+    with _opened(path) as archive:
+        return {name: _array(path, archive, name) for name in archive.files}
+
+
+def why_unreadable(error: Exception) -> str:
+    """Return why NumPy cannot read a file; it takes whatever it does not know for a pickle."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return "it is neither .npy nor .npz" if "pickle" in str(error) else str(error)
+
+
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with _opened(path) as archive:
+        if unknown := [name for name in archive.files if name not in _KNOWN]:
+            warnings.warn(f"{path} has arrays that are not used: {shorten(unknown)}", stacklevel=4)
+        return {name: _array(path, archive, name) for name in archive.files if name in _KNOWN}
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[np.lib.npyio.NpzFile]:
     with contextlib.ExitStack() as stack:
         try:
             # Opened here: NumPy leaves a file open that it cannot read.
@@ -84,12 +109,12 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
             # Without pickles: an array file must not be able to run code.
             archive = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"cannot read {path} as .npz ({error}): write it with numpy.savez.") from error
+            raise UserError(
+                f"cannot read {path} as .npz ({why_unreadable(error)}): write it with numpy.savez."
+            ) from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise UserError(f"{path} holds a single array: write an .npz with the arrays images and labels.")
-        if unknown := [name for name in archive.files if name not in _KNOWN]:
-            warnings.warn(f"{path} has arrays that are not used: {shorten(unknown)}", stacklevel=4)
-        return {name: _array(path, archive, name) for name in archive.files if name in _KNOWN}
+        yield archive
 
 
 def _array(path: pathlib.Path, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:

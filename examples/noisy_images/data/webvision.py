@@ -53,12 +53,17 @@ def _synsets(root: pathlib.Path) -> list[tuple[str, str]]:
     path = root / "info" / "synsets.txt"
     if not path.is_file():
         return []
-    lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.split(maxsplit=1) for line in _lines(path) if line.strip()]
     if len(lines) < NUM_CLASSES:
         raise UserError(
             f"{path} has {len(lines)} classes where at least {NUM_CLASSES} are expected: download it again."
         )
     return [(line[0], line[-1].split(",")[0].strip()) for line in lines[:NUM_CLASSES]]
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    # A file's name that is no UTF-8 is taken as it is.
+    return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
 
 
 def _train_folder(root: pathlib.Path) -> pathlib.Path:
@@ -72,7 +77,7 @@ def _read_list(root: pathlib.Path, name: str, folder: pathlib.Path, side: int) -
     if not path.is_file():
         raise UserError(f"{root} has no {name}: give {_WHAT}.")
     files, labels, index = [], [], []
-    for position, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+    for position, line in enumerate(_lines(path)):
         if not line.strip():
             continue
         file, _, label = line.strip().rpartition(" ")

@@ -7,6 +7,7 @@ Hessian is a property of the network and the data, and the same samples are meas
 The eigenvalue is found by ARPACK's implicitly restarted Lanczos method, from products of the Hessian with vectors.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -105,24 +106,27 @@ def hessian_product(
     outside of the compiled function: convolutions inside a compiled loop are slow on CPUs.
 
     Args:
-      loss: (params, batch) -> (); the function whose sum over the batches is meant.
+      loss: (params, batch) -> (); the function whose sum over the batches is meant. The same function again, at
+        another point and on other batches of the same shapes, is not compiled again.
       params: Point at which the Hessian is taken.
       batches: Batches, best of one shape, so that one function is compiled.
     """
-    flat, unravel = ravel_pytree(params)
-
-    # The point and the batch are arguments: as constants they would be folded into the program.
-    @jax.jit
-    def of_batch(flat: jax.Array, vector: jax.Array, batch: Any) -> jax.Array:
-        gradient = jax.grad(lambda flat: loss(unravel(flat), batch))
-        return jax.jvp(gradient, (flat,), (vector,))[1]
+    flat, _ = ravel_pytree(params)
 
     def product(vector: np.ndarray) -> np.ndarray:
         tangent = jnp.asarray(vector, flat.dtype)
-        parts = [of_batch(flat, tangent, batch) for batch in batches]
+        parts = [_product_of_batch(loss, params, tangent, batch) for batch in batches]
         return np.sum([np.asarray(part, np.float64) for part in parts], axis=0)
 
     return product, flat.size
+
+
+# The point and the batch are arguments: as constants they would be folded into the program.
+@functools.partial(jax.jit, static_argnums=0)
+def _product_of_batch(loss: Callable[..., jax.Array], params: Any, vector: jax.Array, batch: Any) -> jax.Array:
+    flat, unravel = ravel_pytree(params)
+    gradient = jax.grad(lambda flat: loss(unravel(flat), batch))
+    return jax.jvp(gradient, (flat,), (vector,))[1]
 
 
 class Batch(NamedTuple):
@@ -156,16 +160,14 @@ def of_trainer(
     Raises:
       UserError: Lanczos did not converge.
     """
-    dataset, network, functions = trainer.dataset, trainer.state.networks[0], trainer.functions
+    dataset, network = trainer.dataset, trainer.state.networks[0]
     subset = dataset.train
     if samples < len(subset):
         subset = data.stratified_subset(subset, samples, dataset.num_classes, seed)
 
-    def loss(params: Any, batch: Batch) -> jax.Array:
-        losses = functions.evaluate(network._replace(params=params), batch.images, batch.labels).losses
-        return jnp.sum(losses * batch.weights)
-
-    product, size = hessian_product(loss, network.params, list(_batches(subset, min(batch_size, len(subset)))))
+    loss = _weighted_loss(trainer.functions.evaluate)
+    batches = [(network, batch) for batch in _batches(subset, min(batch_size, len(subset)))]
+    product, size = hessian_product(loss, network.params, batches)
     with jax.default_matmul_precision("float32"):
         found = largest_eigenvalue(product, size, seed=seed, tolerance=tolerance)
     return {
@@ -177,6 +179,18 @@ def of_trainer(
         "seed": seed,
         "of": "mean cross-entropy of training samples against given labels, not augmented, evaluation mode",
     }
+
+
+@functools.lru_cache(maxsize=8)
+def _weighted_loss(evaluate: Callable[..., Any]) -> Callable[..., jax.Array]:
+    """Return (params, (network, batch)) -> () of an evaluation, one function for all measurements along a run."""
+
+    def loss(params: Any, of_batch: tuple[Any, Batch]) -> jax.Array:
+        network, batch = of_batch
+        losses = evaluate(network._replace(params=params), batch.images, batch.labels).losses
+        return jnp.sum(losses * batch.weights)
+
+    return loss
 
 
 def _batches(split: data.Split, size: int) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ from typing import Any
 from .. import config as configuration
 from .. import files
 from ..config import Config, replace
-from ..errors import UserError, unknown_name
+from ..errors import UserError, left_out_if_not_installed, unknown_name
 from ..measures import tables
 from ..training import launch
 
@@ -79,12 +79,10 @@ def report(folder: Path, method_names: Sequence[str], seeds: Sequence[int]) -> d
     result = {"environment": environment.environment(), "seeds": list(seeds), "table": table, "summaries": summaries}
     files.write_json(folder / "comparison.json", result)
     files.write_text(folder / "table.md", markdown(table))
-    try:
+    with left_out_if_not_installed("figure.png"):
         from ..measures import plots
 
         plots.curves({name.upper(): runs for name, runs in histories.items()}, folder / "figure.png")
-    except ModuleNotFoundError:
-        pass
     return result
 
 

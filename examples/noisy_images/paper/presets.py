@@ -138,7 +138,7 @@ TRAINING_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "tiny_imagenet": 100_0
 def published() -> dict[str, tuple[Cell, ...]]:
     """Return the cells of every table, in the paper's order."""
     tables: dict[str, list[Cell]] = {name: [] for name in TABLES}
-    with PUBLISHED.open(newline="") as file:
+    with PUBLISHED.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(line for line in file if not line.startswith("#")):
             settings = {
                 "dataset": row["dataset"],

@@ -32,7 +32,7 @@ def out_of_sample(folder: Path, folds: int, whereabouts: Whereabouts = AS_STARTE
     probabilities: np.ndarray | None = None
     predicted_by = np.zeros(len(train), int)
     for one, its_config in runs.items():
-        run.run_one(its_config, one, whereabouts=whereabouts)
+        run.run_one(its_config, one)
         trainer, prepared = run.restored(one, whereabouts=whereabouts)
         left_out = prepared.left_out
         # Both in the order of the source.

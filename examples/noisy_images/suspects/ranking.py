@@ -22,7 +22,8 @@ import numpy as np
 
 from .. import data, files
 from ..config import AS_STARTED, Whereabouts
-from ..errors import UserError, unknown_name
+from ..data.npz import why_unreadable
+from ..errors import UserError, left_out_if_not_installed, unknown_name
 from ..measures import sample_history
 from ..measures.sample_history import History
 from . import cross_validation, estimate, page
@@ -120,7 +121,7 @@ def rank_probabilities(
         # Without pickles: an array file must not be able to run code.
         probabilities = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read {path} as .npy ({error}): write it with numpy.save.") from error
+        raise UserError(f"cannot read {path} as .npy ({why_unreadable(error)}): write it with numpy.save.") from error
     if not isinstance(probabilities, np.ndarray):
         raise UserError(f"{path} holds several arrays: give a .npy of probabilities, one row a sample.")
     ranking = from_probabilities(probabilities, score, train, class_names)
@@ -143,10 +144,8 @@ def write(ranking: Ranking, output: Path, top: int, arrays: dict[str, np.ndarray
     page.write(ranking, output)
     if isinstance(ranking.train.images, np.ndarray) and ranking.train.images.ndim != 4:
         return
-    try:
+    with left_out_if_not_installed("suspects.png"):
         contact_sheet(ranking, top, output / "suspects.png")
-    except ModuleNotFoundError as error:
-        _note(f"{error.name} is not installed, so suspects.png was left out.")
 
 
 def _check(score: str, known: tuple[str, ...], top: int) -> None:

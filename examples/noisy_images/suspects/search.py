@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import data
-from ..config import OWN, Config, replace
+from ..config import OWN, Config, Whereabouts, replace
+from ..data import npz
 from ..errors import UserError
 from ..labels import decisions
 from . import export, ranking
@@ -40,7 +39,7 @@ def search(
     from ..training import run
 
     run.run_one(config, folder, device_count, estimate=True)
-    return ranking.rank([folder], folder / "suspects", score, top, folds)
+    return ranking.rank([folder], folder / "suspects", score, top, folds, Whereabouts.found_in(config))
 
 
 def by_probabilities(source: Path, config: Config, probabilities: Path, output: Path, score: str, top: int) -> Ranking:
@@ -71,8 +70,7 @@ def write_decided(source: Path, decided: Path, output: Path, link: bool = False)
     ids, labels, applied = decisions.apply_file(decided, samples)
     if source.is_dir():
         return export.write_folder(source, ids, labels, applied, samples.class_names, output, link=link)
-    with np.load(source, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+    arrays = npz.read_arrays(source)
     # What the file holds for testing is copied as it is.
     train = samples.train
     applied, ids = decisions.part(applied, 0, len(train)), ids[: len(train)]

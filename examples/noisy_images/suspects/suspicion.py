@@ -194,8 +194,6 @@ def quality(ranking: Ranking) -> dict[str, Any] | None:
     wrong = train.labels != train.clean_labels
     if wrong.all() or not wrong.any():
         return None
-    from sklearn.metrics import roc_auc_score
-
     return {
         "samples": len(train),
         "wrong": int(wrong.sum()),
@@ -203,11 +201,15 @@ def quality(ranking: Ranking) -> dict[str, Any] | None:
         "estimated_wrong": ranking.estimate.wrong,
         "suspects_are_wrong": float(wrong[ranking.is_suspect].mean()) if ranking.is_suspect.any() else None,
         "score": ranking.score,
-        "scores": {
-            name: {"auc": float(roc_auc_score(wrong, values)), "precision": precision(wrong, values)}
-            for name, values in ranking.suspicion.items()
-        },
+        "scores": {name: quality_of_score(wrong, values) for name, values in ranking.suspicion.items()},
     }
+
+
+def quality_of_score(wrong: np.ndarray, suspicion: np.ndarray) -> dict[str, float]:
+    """Return `auc` and `precision` of one score; both classes of bool (N,) `wrong` have samples."""
+    from sklearn.metrics import roc_auc_score
+
+    return {"auc": float(roc_auc_score(wrong, suspicion)), "precision": precision(wrong, suspicion)}
 
 
 def precision(wrong: np.ndarray, suspicion: np.ndarray) -> float:

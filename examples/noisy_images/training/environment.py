@@ -44,11 +44,8 @@ def environment(mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        names = [
-            line
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
-        ]
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line for line in lines if line.startswith("model name")]
         name = names[0].split(":", 1)[1].strip()
     except (OSError, IndexError):
         name = platform.processor() or platform.machine()
@@ -59,7 +56,8 @@ def _commit() -> str | None:
     """Return the commit of this checkout, marked where files differ from it; None outside of one."""
     here = Path(__file__).parent
     try:
-        git = ["git", "-C", str(here)]
+        # Without locks: a run that is killed here must leave none in the user's repository.
+        git = ["git", "--no-optional-locks", "-C", str(here)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

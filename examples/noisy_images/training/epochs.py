@@ -36,6 +36,11 @@ class Journal:
         config, self._folder = trainer.config, folder
         # Epochs that were measured after the checkpoint was written are measured again.
         self.history = _until(folder / "metrics.jsonl", trainer.epoch) if resume else []
+        if [record["epoch"] for record in self.history] != list(range(1, trainer.epoch + 1)):
+            raise UserError(
+                f"{folder / 'metrics.jsonl'} holds {len(self.history)} of the {trainer.epoch} epochs that the "
+                "checkpoint has seen: restore it, or start the run again."
+            )
         self.samples: sample_history.Recorder | None = None
         self._writes = launch.is_first()
         self._board = self._progress = logs.Silent()

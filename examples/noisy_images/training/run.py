@@ -16,15 +16,15 @@ sharpness.json    written by the command `sharpness`
 """
 
 import contextlib
-import sys
+import re
 from pathlib import Path
 from typing import Any
 
 from .. import config as configuration
 from .. import files
 from ..config import AS_STARTED, Config, Whereabouts
-from ..data import identity
-from ..errors import UserError
+from ..data import identity, printable
+from ..errors import UserError, left_out_if_not_installed
 from ..measures import metrics
 from . import devices, launch, timing
 from .checkpoints import Checkpoints
@@ -49,6 +49,7 @@ def train(config: Config, folder: Path, device_count: int | None = None, estimat
       UserError: The configuration or the data is wrong, or the folder already holds a run.
       Interrupted: The run was asked to stop.
     """
+    _check_name(folder)
     configuration.check_same_run(config, folder)
     if (folder / "config.json").exists():
         raise UserError(f"{folder} already holds a run: go on with `resume {folder}`, or choose another --name.")
@@ -95,19 +96,13 @@ def resume(folder: Path, device_count: int | None = None, whereabouts: Whereabou
         return _complete(trainer, prepared, folder, resume=True)
 
 
-def run_one(
-    config: Config,
-    folder: Path,
-    device_count: int | None = None,
-    estimate: bool = False,
-    whereabouts: Whereabouts = AS_STARTED,
-) -> dict[str, Any]:
+def run_one(config: Config, folder: Path, device_count: int | None = None, estimate: bool = False) -> dict[str, Any]:
     """Bring one run to its end: start it, go on with it where its files are now, or leave it when it is complete."""
     configuration.check_same_run(config, folder)
     if not (folder / "config.json").exists():
         return train(config, folder, device_count, estimate)
     if not (folder / "summary.json").exists():
-        return resume(folder, device_count, whereabouts)
+        return resume(folder, device_count, Whereabouts.found_in(config))
     return files.read_json(folder / "summary.json")
 
 
@@ -137,6 +132,7 @@ def prepared_again(folder: Path, whereabouts: Whereabouts = AS_STARTED) -> tuple
     Raises:
       UserError: The folder holds no run, or the data is no longer the samples that it was trained on.
     """
+    _check_name(folder)
     config = whereabouts.of(configuration.read(folder / "config.json"))
     prepared = prepare(config)
     kept = folder / "data.json"
@@ -147,7 +143,16 @@ def prepared_again(folder: Path, whereabouts: Whereabouts = AS_STARTED) -> tuple
         except ValueError as error:
             raise UserError(f"{kept} is not valid JSON ({error}): restore it.") from error
         identity.check_same_samples(stored, prepared.samples, cache=folder / HASHES)
-    return config, prepared
+    return prepared.config, prepared
+
+
+def _check_name(folder: Path) -> None:
+    path = str(folder.resolve())
+    if re.search(files.UNFIT_FOR_CHECKPOINTS, path):
+        raise UserError(
+            f"checkpoints cannot be kept in the folder {printable(path)}, whose name is not UTF-8 or has a backslash: "
+            "choose another, or rename it."
+        )
 
 
 def _kept_from_others(folder: Path) -> Any:
@@ -183,8 +188,5 @@ def _plot(history: list[dict[str, Any]], folder: Path) -> None:
 
 def _optional(write: Any) -> None:
     """Write a figure where matplotlib is installed: training does without it."""
-    try:
+    with left_out_if_not_installed("a figure"):
         write()
-    except ModuleNotFoundError as error:
-        package = (error.name or "a package").partition(".")[0]
-        print(f"note: {package} is not installed, so a figure was left out.", file=sys.stderr)

@@ -17,5 +17,7 @@ def test_cache_is_whole_or_absent(tmp_path):
     assert os.listdir(tmp_path) == ["cache.npz"]
     path.write_bytes(path.read_bytes()[:-40])
     assert cache.read_cached_arrays(path, "a") is None
+    # A folder that cannot be made: its name is a file's.
+    (tmp_path / "no").touch()
     with pytest.warns(UserWarning, match="cannot keep the cache"):
         assert not cache.write_cached_arrays(tmp_path / "no" / "cache.npz", {})

@@ -86,6 +86,18 @@ def test_images_of_many_sizes_are_decoded_once_at_the_side_that_the_network_sees
     assert streamed.train.streamed and streamed.image_shape == (40, 40, 3)
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".tiff", ".webp", ".png"])
+def test_of_several_frames_the_first_is_used_and_it_is_said(tmp_path, suffix):
+    _write_tree(tmp_path, {"cat": 5, "dog": 5})
+    frames = [Image.new("RGB", (10, 8), (level, 0, 0)) for level in (240, 20, 90)]
+    for name in ("cat", "dog"):
+        frames[0].save(tmp_path / name / f"moving{suffix}", save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match="2 images have several frames or pages, of which the first is used"):
+        loaded = data.load("folder", data_dir=tmp_path, test_share=0)
+    shown = loaded.train.images[data.identities(loaded.train).index(f"cat/moving{suffix}")]
+    assert shown.shape == (8, 10, 3) and shown[..., 0].min() > 230
+
+
 def test_photographs_are_kept_at_224_pixels(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()

@@ -180,3 +180,33 @@ def test_class_names_that_are_not_utf_8_are_printable(tmp_path):
     os.rename(os.fsencode(tmp_path / "oak"), os.fsencode(tmp_path) + b"/ch\xeane")
     loaded = data.load("folder", data_dir=tmp_path)
     assert loaded.class_names == ("ch\\xeane", "elm") and loaded.description.encode()
+
+
+@pytest.mark.parametrize(
+    "names", [("Elm", "elm"), ("caf\u00e9", "cafe\u0301"), ("red oak", "red oak "), ("a b", "a  b")]
+)
+def test_classes_that_look_alike_are_said(tmp_path, names):
+    tree, said = _read(_class_folders(tmp_path, (*names, "oak")))
+    assert sorted(tree.class_names) == sorted((*names, "oak"))
+    assert "has classes whose names look alike" in said and all(repr(name) in said for name in names)
+    assert "'oak'" not in said
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "../elm", "deep/.."])
+def test_a_link_to_where_a_class_lies_makes_no_other_class_part_of_it(tmp_path, target):
+    """However far up it leads; one to another folder is followed."""
+    root = _class_folders(tmp_path / "set" / "train")
+    (root / "oak" / "deep").mkdir()
+    (root / "oak" / "more").symlink_to(target)
+    tree, said = _read(tmp_path / "set" / "train")
+    linked = target == "../elm"
+    assert [label for _, label in tree.train].count(1) == (10 if linked else 5)
+    assert ("1 a link to a folder that it lies in" in said) != linked
+
+
+@pytest.mark.parametrize(("train", "empty"), [("train", "test"), ("TRAINING", "Validation")])
+def test_a_test_folder_without_images_is_refused(tmp_path, train, empty):
+    _class_folders(tmp_path / train)
+    (tmp_path / empty / "elm").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"has '{empty}' without images to test on: fill or remove it"):
+        image_tree.read(tmp_path)

@@ -92,6 +92,14 @@ def test_processes_have_shares_of_one_pass(split, train):
         np.testing.assert_array_equal(np.concatenate([first[0], second[0]])[known], images[known])
 
 
+def test_training_without_augmentation_crops_the_centre(split):
+    """The pixels are those of evaluation, in the order of training."""
+    centred = np.concatenate([images for images, _ in _pass(split, train=False)])
+    for images, positions in _pass(split, augment=False):
+        np.testing.assert_array_equal(images, centred[positions])
+    assert [p.tolist() for _, p in _pass(split, augment=False)] == [p.tolist() for _, p in _pass(split)]
+
+
 def test_worker_processes_change_nothing(split):
     _assert_same(_pass(split)[1:], _pass(split, workers=2, start_step=1))
 

@@ -61,7 +61,7 @@ def test_a_comparison_runs_reads_and_goes_on(config, calls, tmp_path):
     assert table.startswith(
         "| method | test, best | test, last | noisy | clean | gap |\n|---|---|---|---|---|---|\n| sgd |"
     )
-    accuracies = [comparison.read_summary(folder / f"sam-seed{s}")["last_test_accuracy"] for s in (0, 3)]
+    accuracies = [files.read_json(folder / f"sam-seed{s}" / "summary.json")["last_test_accuracy"] for s in (0, 3)]
     assert result["table"]["sam"]["last_test_accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
 
     # Complete runs are read; one that was cut off goes on; one that is new is trained.

@@ -14,6 +14,7 @@ from PIL import Image
 from examples.noisy_images import data
 from examples.noisy_images.errors import UserError
 from examples.noisy_images.suspects import page
+from examples.noisy_images.suspects import ranking as ranking_module
 from tests.noisy_images.suspects.rankings import HOSTILE, ranking
 
 
@@ -120,6 +121,33 @@ def test_images_of_any_size_are_shown_as_a_whole(tmp_path):
         grey = i == 1
         middle = np.asarray(image.convert("RGB"))[image.height // 2, image.width // 2].astype(int)
         assert grey or np.abs(middle - [40 * i, 200, 10]).max() < 12
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_photographs_are_upright_on_the_page_and_on_the_contact_sheet(tmp_path, streamed):
+    """Whichever way the camera was held: the left half of every scene is white."""
+    scene = Image.new("L", (32, 16))
+    scene.paste(255, (0, 0, 16, 16))
+    # What a camera stores for each orientation, so that turning it back gives the scene.
+    stored = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    for name in ("a", "b"):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+        for number, (orientation, turn) in enumerate(stored.items()):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            image = scene if turn is None else scene.transpose(turn)
+            image.convert("RGB").save(tmp_path / "tree" / name / f"{number}.png", exif=exif)
+    size = 16 if streamed else None
+    train = data.load("folder", data_dir=tmp_path / "tree", image_size=size, test_share=0.0).train
+    assert train.streamed == streamed
+    result = ranking(samples=8, class_names=("a", "b"), images=train.images)
+    (one,) = scripts(page.write(result, tmp_path / "page"))
+    on_page = [np.asarray(image.convert("L")) for image in thumbnails(one)]
+    on_sheet = [page_image[..., 0] for page_image in (ranking_module._image(result.train, i) for i in range(8))]
+    assert len(on_page) == 8 and all(image.shape == (16, 32) for image in on_page)
+    for image in on_page + on_sheet:
+        width = image.shape[1]
+        assert image[:, : width // 4].min() > 200 and image[:, -width // 4 :].max() < 50
 
 
 def test_later_pages_have_smaller_photographs(tmp_path, monkeypatch):

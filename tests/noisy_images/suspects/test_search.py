@@ -56,6 +56,22 @@ def test_a_copy_keeps_the_test_images(tree, tmp_path):
     assert moved.pop().startswith("train/dog/")
 
 
+@pytest.mark.parametrize(("train", "test"), [("TRAIN", "Val"), ("training", "testing"), ("train_images", None)])
+def test_a_copy_keeps_splits_in_every_spelling(tree, tmp_path, train, test):
+    (tree / "train").rename(tree / train)
+    (tree / "test").rename(tree / test if test else tmp_path / "elsewhere")
+    decided = decide(tree, tmp_path / "decisions.csv", position=2)
+    search.write_decided(tree, tmp_path / "decisions.csv", tmp_path / "cleaned")
+    assert decided == f"{train}/cat/2.png"
+    there = {str(path.relative_to(tmp_path / "cleaned")) for path in (tmp_path / "cleaned").rglob("*.png")}
+    here = {str(path.relative_to(tree)) for path in tree.rglob("*.png")}
+    assert here - there == {decided} and there - here == {f"{train}/dog/2-2.png"}
+    # What was exported is read as what it was.
+    with pytest.warns(UserWarning, match="2 outside the class folders"):
+        copy = search.load(tmp_path / "cleaned")
+    assert np.bincount(copy.train.labels).tolist() == [5, 7] and len(copy.test) == (6 if test else 0)
+
+
 def test_a_copy_of_arrays_keeps_the_test_set(arrays, tmp_path):
     decide(arrays, tmp_path / "decisions.csv")
     search.write_decided(arrays, tmp_path / "decisions.csv", tmp_path / "cleaned")
@@ -109,3 +125,17 @@ def test_sources_that_are_none(tmp_path):
     (tmp_path / "list.txt").touch()
     with pytest.raises(UserError, match=r"neither a folder of images nor an \.npz"):
         search.of_source(tmp_path / "list.txt")
+
+
+def test_a_copy_of_arrays_of_objects_is_refused_in_one_line(tmp_path):
+    """Loading leaves out what it does not use; a copy would have to hold it."""
+    values = {"features": np.random.default_rng(0).normal(size=(12, 3)), "labels": np.arange(12) % 2}
+    np.savez(tmp_path / "samples.npz", **values, notes=np.array(["a", None] * 6, dtype=object))
+    with pytest.warns(UserWarning, match="arrays that are not used: notes"):
+        decide(tmp_path / "samples.npz", tmp_path / "decisions.csv")
+    with (
+        pytest.warns(UserWarning, match="arrays that are not used"),
+        pytest.raises(UserError, match="notes is an array of Python objects"),
+    ):
+        search.write_decided(tmp_path / "samples.npz", tmp_path / "decisions.csv", tmp_path / "cleaned")
+    assert not (tmp_path / "cleaned").exists()

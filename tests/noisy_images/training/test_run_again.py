@@ -81,6 +81,40 @@ def test_data_that_has_moved_is_found_where_it_is_said_to_be(config, tmp_path, m
     assert run.evaluate(tmp_path / "run") == measured
 
 
+def moved_after_an_interruption(config, folder, tmp_path):
+    """Cut a run off before its summary, and move its data; return where the data is now."""
+    (folder / "summary.json").unlink()
+    return str(shutil.move(tmp_path / "data.npz", tmp_path / "moved.npz"))
+
+
+def test_what_is_cut_off_goes_on_where_the_same_command_finds_its_files(config, tmp_path):
+    summary = run.run_one(config, tmp_path / "run")
+    there = moved_after_an_interruption(config, tmp_path / "run", tmp_path)
+    again = run.run_one(replace(config, data_dir=there), tmp_path / "run")
+    assert again["last_test_accuracy"] == summary["last_test_accuracy"]
+    assert configuration.read(tmp_path / "run" / "config.json").circumstances.data_dir == there
+
+
+def test_folds_go_on_where_the_data_is_now(config, tmp_path):
+    run.train(config, tmp_path / "run")
+    before = cross_validation.out_of_sample(tmp_path / "run", 3)
+    there = moved_after_an_interruption(config, tmp_path / "run" / "cross-validation-3" / "fold-1", tmp_path)
+    after = cross_validation.out_of_sample(tmp_path / "run", 3, Whereabouts(data_dir=there))
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "a\\b"])
+def test_a_folder_that_checkpoints_cannot_lie_in_is_refused_before_the_work(config, tmp_path, name):
+    with pytest.raises(UserError, match="checkpoints cannot be kept in the folder") as error:
+        run.train(config, tmp_path / name / "run")
+    assert str(error.value).encode() and list(tmp_path.iterdir()) == [tmp_path / "data.npz"]
+    run.train(config, tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / name)
+    for again in (run.resume, run.evaluate):
+        with pytest.raises(UserError, match="checkpoints cannot be kept in the folder"):
+            again(tmp_path / name)
+
+
 def test_another_data_set_in_the_same_place_is_refused_where_it_is_said_to_be(config, npz, tmp_path):
     run.train(config, tmp_path / "run")
     other = Whereabouts(data_dir=npz(train=30))
@@ -96,6 +130,30 @@ def test_a_run_of_an_earlier_version_kept_no_record_of_its_samples(config, tmp_p
     (tmp_path / "run" / "data.json").write_text("{")
     with pytest.raises(UserError, match=r"data.json is not valid JSON"):
         run.evaluate(tmp_path / "run")
+
+
+@pytest.mark.parametrize("section, setting", [("training", "epochs"), ("network", "model")])
+def test_what_was_left_to_the_data_is_decided_by_it_again(config, tmp_path, section, setting):
+    folder = tmp_path / "run"
+    run.train(config, folder)
+    values = files.read_json(folder / "config.json")
+    values[section][setting] = None if setting == "epochs" else "auto"
+    files.write_json(folder / "config.json", values)
+    with pytest.raises(UserError, match=r"belongs to another configuration \((epochs|batch_size): .* here"):
+        run.resume(folder)
+
+
+@pytest.mark.parametrize("kept", [(), (1,), (2,), (2, 1), ("x", 2)])
+def test_a_run_whose_records_lack_epochs_is_neither_gone_on_with_nor_summed_up(config, tmp_path, kept):
+    folder = tmp_path / "run"
+    run.train(config, folder)
+    lines = dict(enumerate((folder / "metrics.jsonl").read_text().splitlines(keepends=True), start=1)) | {"x": "?\n"}
+    (folder / "metrics.jsonl").write_text("".join(lines[line] for line in kept))
+    (folder / "summary.json").unlink()
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"metrics\.jsonl (holds \d of the 2 epochs|is damaged)"):
+        run.resume(folder)
+    assert (folder / "metrics.jsonl").read_bytes() == before and not (folder / "summary.json").exists()
 
 
 def _hold(folder, held, release):
