@@ -12,7 +12,7 @@ from . import convolution as _convolution
 from . import layers as _layers
 from .densenet import DenseNet
 from .resnet import ResNet
-from .small import MLP, SmallCNN
+from .small import MLP, Linear, SmallCNN
 from .wide_resnet import WideResNet
 
 
@@ -30,6 +30,7 @@ class Model(NamedTuple):
 
 
 MODELS: dict[str, Model] = {
+    "linear": Model("one linear layer, for features", Linear, _layers.TORCH_DEFAULT),
     "mlp": Model("two hidden layers of 512, no BatchNorm", MLP, _layers.TORCH_DEFAULT),
     "small_cnn": Model("four convolutions with BatchNorm, for CPUs", SmallCNN, _layers.TORCH_RESNET),
     "resnet18": Model("ResNet-18, CIFAR form", functools.partial(ResNet, blocks=(2, 2, 2, 2)), _layers.TORCH_RESNET),

@@ -9,6 +9,27 @@ from flax import nnx
 from .layers import BatchNorm, Layers, global_average, scale_width
 
 
+class Linear(nnx.Module):
+    """Classify features, or flattened images, by one linear layer: (B, ...) to float32 logits (B, num_classes).
+
+    Multinomial logistic regression: neither a width nor dropout changes it.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        *,
+        num_classes: int,
+        image_shape: tuple[int, ...],
+        width: float,
+        dropout: float,
+    ):
+        self.classifier = layers.linear(math.prod(image_shape), num_classes)
+
+    def __call__(self, x: jax.Array, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return self.classifier(x.reshape(x.shape[0], -1)).astype(jnp.float32)
+
+
 class MLP(nnx.Module):
     """Classify flattened images by two hidden layers of 512: (B, H, W, C) to float32 logits (B, num_classes).
 

@@ -6,7 +6,7 @@ from .. import data
 from ..config import Config, replace
 
 # Samples that go through the network in training, whatever their number: a few minutes on two CPU cores.
-SAMPLES = {"mlp": 1_000_000, "small_cnn": 40_000}
+SAMPLES = {"linear": 1_000_000, "mlp": 1_000_000, "small_cnn": 40_000}
 EPOCHS = (10, 60)
 # Smaller images have nothing that a convolution could find and a perceptron could not.
 LEAST_SIDE = 16

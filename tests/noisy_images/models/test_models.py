@@ -63,6 +63,7 @@ def leaves(state):
 @pytest.mark.parametrize(
     ("name", "ten", "hundred", "sides"),
     [
+        ("linear", 3073 * 10, None, None),
         ("mlp", 3073 * 512 + 513 * 512 + 513 * 10, None, None),
         ("small_cnn", 9 * (96 + 2048 + 8192 + 32768) + 2 * (32 + 64 + 128 + 256) + 257 * 10, None, (32, 4)),
         ("resnet18", 11_173_962, 11_220_132, (32, 4)),
@@ -139,6 +140,7 @@ def step_of(graphdef):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
+        ("linear", {"dtype": "bfloat16", **TINY}),
         ("mlp", {"dropout": 0.2, "dtype": "bfloat16", **TINY}),
         ("small_cnn", TINY),
     ],
