@@ -12,6 +12,7 @@ their steps one after another.
 """
 
 import argparse
+import inspect
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ import numpy as np
 
 from benchmarks.machinery import command, environment, peak, statistics, tables, targets, timing, workload
 from benchmarks.machinery.statistics import Ratio
-from examples.noisy_images import data
+from examples.noisy_images import compilation, data
 from examples.noisy_images.config import Config, replace
 from examples.noisy_images.training.step import State, epoch_order
 from examples.noisy_images.training.trainer import MATMUL_PRECISION, Trainer
@@ -142,7 +143,10 @@ def measure_seeds(config: Config, args: argparse.Namespace, budget: timing.Budge
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     command.progress(f"compiling {count} seeds in one program")
     with jax.default_matmul_precision(MATMUL_PRECISION[config.network.precision]):
-        all_at_once = jax.jit(jax.vmap(step, in_axes=(0, 0, None, 0)), donate_argnums=0)
+        # The function that is jitted: options of the compiler belong to the outermost alone.
+        vectorised = jax.vmap(inspect.unwrap(step), in_axes=(0, 0, None, 0))
+        options = compilation.options(config.network.convolution)
+        all_at_once = jax.jit(vectorised, donate_argnums=0, compiler_options=options)
         compiled = all_at_once.lower(together, seeds, work.images, orders).compile()
     single = work.compile().executable
 

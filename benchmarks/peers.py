@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks.machinery import command, environment, statistics, tables, targets, timing, workload
 from benchmarks.machinery.sides.problem import Problem
 from benchmarks.machinery.statistics import Ratio
-from examples.noisy_images import models
+from examples.noisy_images import compilation
 
 METHODS = ("saner", "sam", "sgd")
 OURS, PYTORCH = "ours", "PyTorch"
@@ -269,7 +269,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="have PyTorch compile its network (yes)"
     )
-    parser.add_argument("--convolution", choices=models.CONVOLUTIONS, default="auto", help="the program's (auto)")
+    parser.add_argument("--convolution", choices=compilation.CONVOLUTIONS, default="auto", help="the program's (auto)")
     parser.add_argument("--rounds", type=command.at_least_one, default=30, help="timed calls of every step (30)")
     parser.add_argument("--warm-up", type=command.at_least_one, default=2, help="calls before the timed ones (2)")
     return workload.choose(parser.parse_args(argv))

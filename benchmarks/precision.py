@@ -28,8 +28,8 @@ from flax import nnx
 
 import saner_jax
 from benchmarks.machinery import command, environment, rounding, statistics, tables, timing, workload
+from examples.noisy_images import compilation, models
 from examples.noisy_images import config as configuration
-from examples.noisy_images import models
 from examples.noisy_images.config import PAPER, Config, replace
 from examples.noisy_images.data import augmentation
 from examples.noisy_images.training import companions, epochs, preparation
@@ -169,7 +169,6 @@ def both_gradients(config: Config, precision: str, dataset: Any) -> Callable[...
                 image_shape=tuple(dataset.image_shape),
                 width=config.network.width,
                 seed=0,
-                convolution=config.network.convolution,
                 dtype="bfloat16" if precision == "bfloat16" else "float32",
             )
         ),
@@ -192,7 +191,7 @@ def both_gradients(config: Config, precision: str, dataset: Any) -> Callable[...
     elif emulated(precision):
         compiled = jax.jit(rounding.with_tf32_operands(gradients))
     else:
-        compiled = jax.jit(gradients)
+        compiled = jax.jit(gradients, compiler_options=compilation.options(config.network.convolution))
     matmul = "float32" if precision == REFERENCE or emulated(precision) else precision
 
     def flat(params: Any, statistics: Any, images: jax.Array, labels: jax.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -327,7 +326,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, metavar="PRECISION", help="(all)"
     )
-    parser.add_argument("--convolution", choices=models.CONVOLUTIONS, default="auto", help="the program's (auto)")
+    parser.add_argument("--convolution", choices=compilation.CONVOLUTIONS, default="auto", help="the program's (auto)")
     parser.add_argument("--points", type=command.at_least_one, default=6, help="steps at which masks are compared (6)")
     parser.add_argument("--seeds", nargs="*", type=int, default=(0, 1, 2), help="of the accuracies (0 1 2)")
     return parser.parse_args(argv)

@@ -157,7 +157,7 @@ class Network:
     precision: Precision = "float32"
     """Compute precision; parameters, perturbation and statistics stay float32."""
     convolution: Literal["auto", "xla"] = "auto"
-    """Kernel gradients of convolutions: auto (on CPUs matrix products where they pay) or xla (XLA's own everywhere)."""
+    """Convolutions: auto (on CPUs the faster ones of XLA's two) or xla (XLA's default everywhere)."""
 
 
 @dataclasses.dataclass(frozen=True)

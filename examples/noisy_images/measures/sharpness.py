@@ -8,6 +8,7 @@ The eigenvalue is found by ARPACK's implicitly restarted Lanczos method, from pr
 """
 
 import functools
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from .. import data
+from .. import compilation, data
 from ..data import streaming
 from ..errors import UserError
 
@@ -115,14 +116,18 @@ def hessian_product(
 
     def product(vector: np.ndarray) -> np.ndarray:
         tangent = jnp.asarray(vector, flat.dtype)
-        parts = [_product_of_batch(loss, params, tangent, batch) for batch in batches]
+        parts = [_compiled()(loss, params, tangent, batch) for batch in batches]
         return np.sum([np.asarray(part, np.float64) for part in parts], axis=0)
 
     return product, flat.size
 
 
-# The point and the batch are arguments: as constants they would be folded into the program.
-@functools.partial(jax.jit, static_argnums=0)
+@functools.cache
+def _compiled() -> Callable[..., jax.Array]:
+    # The point and the batch are arguments: as constants they would be folded into the program.
+    return jax.jit(_product_of_batch, static_argnums=0, compiler_options=compilation.options())
+
+
 def _product_of_batch(loss: Callable[..., jax.Array], params: Any, vector: jax.Array, batch: Any) -> jax.Array:
     flat, unravel = ravel_pytree(params)
     gradient = jax.grad(lambda flat: loss(unravel(flat), batch))
@@ -165,7 +170,8 @@ def of_trainer(
     if samples < len(subset):
         subset = data.stratified_subset(subset, samples, dataset.num_classes, seed)
 
-    loss = _weighted_loss(trainer.functions.evaluate)
+    # The function that is jitted: options of the compiler belong to the outermost alone.
+    loss = _weighted_loss(inspect.unwrap(trainer.functions.evaluate))
     batches = [(network, batch) for batch in _batches(subset, min(batch_size, len(subset)))]
     product, size = hessian_product(loss, network.params, batches)
     with jax.default_matmul_precision("float32"):

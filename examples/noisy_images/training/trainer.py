@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import data
+from .. import compilation, data
 from ..config import Config
 from ..data import streaming
 from ..errors import UserError
@@ -328,15 +328,16 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
     def start_epoch(state: State) -> State:
         return state._replace(running=devices.replicate(mesh, step.empty_running(state.networks[0])))
 
-    training = functools.partial(jax.jit, donate_argnums=0, out_shardings=replicated)
+    jit = functools.partial(jax.jit, compiler_options=compilation.options(config.network.convolution))
+    training = functools.partial(jit, donate_argnums=0, out_shardings=replicated)
     return Functions(
         create=initialise,
         train_step=training(train_step, static_argnames="second"),
         train_epoch=training(train_epoch, static_argnames="blocks"),
         train_batch=training(train_batch, static_argnames="second"),
-        take=jax.jit(step.take, out_shardings=sharded),
-        evaluate=jax.jit(evaluate, out_shardings=replicated),
-        probabilities=jax.jit(probabilities, out_shardings=replicated),
+        take=jit(step.take, out_shardings=sharded),
+        evaluate=jit(evaluate, out_shardings=replicated),
+        probabilities=jit(probabilities, out_shardings=replicated),
         start_epoch=start_epoch,
-        analyse=jax.jit(analyse, out_shardings=replicated),
+        analyse=jit(analyse, out_shardings=replicated),
     )
