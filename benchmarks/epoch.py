@@ -12,7 +12,6 @@ their steps one after another.
 """
 
 import argparse
-import inspect
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -143,8 +142,7 @@ def measure_seeds(config: Config, args: argparse.Namespace, budget: timing.Budge
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     command.progress(f"compiling {count} seeds in one program")
     with jax.default_matmul_precision(MATMUL_PRECISION[config.network.precision]):
-        # The function that is jitted: options of the compiler belong to the outermost alone.
-        vectorised = jax.vmap(inspect.unwrap(step), in_axes=(0, 0, None, 0))
+        vectorised = jax.vmap(compilation.uncompiled(step), in_axes=(0, 0, None, 0))
         options = compilation.options(config.network.convolution)
         all_at_once = jax.jit(vectorised, donate_argnums=0, compiler_options=options)
         compiled = all_at_once.lower(together, seeds, work.images, orders).compile()

@@ -18,7 +18,6 @@ explicit mantissa bits, and is **emulated** wherever the device is not a GPU (se
 
 import argparse
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -120,8 +119,7 @@ class Training:
 
 @functools.cache  # the program shares its compiled functions between seeds in the same way
 def _emulated_step(step: Callable[..., State]) -> Callable[..., State]:
-    # The function that is jitted: options of the compiler belong to the outermost alone.
-    return jax.jit(rounding.with_tf32_operands(inspect.unwrap(step)), donate_argnums=0)
+    return jax.jit(rounding.with_tf32_operands(step), donate_argnums=0)
 
 
 def _matmul_precision(precision: str) -> Any:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from examples.noisy_images import compilation
+
 TF32_MANTISSA_BITS = 10
 
 _MULTIPLYING = (core.primitives.dot_general_p, core.primitives.conv_general_dilated_p)
@@ -51,7 +53,7 @@ def with_tf32_operands(function: Callable[..., Any]) -> Callable[..., Any]:
         return equation.primitive.bind(*operands, **equation.params)
 
     def rounded(*arguments: Any) -> Any:
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        closed, shapes = jax.make_jaxpr(compilation.uncompiled(function), return_shape=True)(*arguments)
         results = _evaluate(closed, jax.tree.leaves(arguments), evaluate, lambda x: x)
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
@@ -80,7 +82,7 @@ def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def wide(*arguments: Any) -> Any:
         with jax.enable_x64(False):
-            closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+            closed, shapes = jax.make_jaxpr(compilation.uncompiled(function), return_shape=True)(*arguments)
         results = _evaluate(closed, jax.tree.leaves(arguments), evaluate, _widen)
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 

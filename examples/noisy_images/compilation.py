@@ -21,6 +21,8 @@ Products of matrices and sums stay with YNNPACK, which is the faster there.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -31,6 +33,15 @@ _OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE,
 def options(convolution: str = "auto") -> dict[str, str] | None:
     """Return the `compiler_options` of `jax.jit`; ``"xla"`` leaves convolutions to whatever is XLA's default."""
     return dict(_OPTIONS) if convolution == "auto" and jax.default_backend() == "cpu" and _are_known() else None
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what `jax.jit` was given, to be part of another function; what is not jitted is returned as it is.
+
+    Options of the compiler belong to the outermost `jax.jit` alone: JAX refuses to trace what has its own.
+    """
+    # Not `inspect.unwrap`, which would go on to what `jax.grad` was given.
+    return function.__wrapped__ if isinstance(function, jax.stages.Wrapped) else function
 
 
 @functools.cache

@@ -47,6 +47,15 @@ def test_values_and_gradients_are_those_of_the_default(operands):
         np.testing.assert_allclose(ours, default, rtol=0, atol=1e-5 * scale)
 
 
+def test_what_has_options_is_part_of_another_function_uncompiled(operands):
+    gradient = jax.grad(loss)
+    step = jax.jit(gradient, compiler_options={"xla_cpu_no_such_option": "1"})
+    with pytest.raises(ValueError, match="compiler_options"):
+        jax.jit(lambda *x: step(*x))(*operands)
+    assert compilation.uncompiled(step) is gradient
+    assert compilation.uncompiled(gradient) is gradient
+
+
 def test_nothing_is_asked_of_an_accelerator_or_where_it_is_not_wanted(monkeypatch):
     assert compilation.options("xla") is None
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

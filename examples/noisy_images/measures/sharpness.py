@@ -8,7 +8,6 @@ The eigenvalue is found by ARPACK's implicitly restarted Lanczos method, from pr
 """
 
 import functools
-import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -170,8 +169,7 @@ def of_trainer(
     if samples < len(subset):
         subset = data.stratified_subset(subset, samples, dataset.num_classes, seed)
 
-    # The function that is jitted: options of the compiler belong to the outermost alone.
-    loss = _weighted_loss(inspect.unwrap(trainer.functions.evaluate))
+    loss = _weighted_loss(compilation.uncompiled(trainer.functions.evaluate))
     batches = [(network, batch) for batch in _batches(subset, min(batch_size, len(subset)))]
     product, size = hessian_product(loss, network.params, batches)
     with jax.default_matmul_precision("float32"):
