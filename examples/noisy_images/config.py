@@ -157,7 +157,7 @@ class Network:
     precision: Precision = "float32"
     """Compute precision; parameters, perturbation and statistics stay float32."""
     convolution: Literal["auto", "xla"] = "auto"
-    """Convolutions: auto (on CPUs the faster ones of XLA's two) or xla (XLA's default everywhere)."""
+    """Convolutions: auto (on CPUs the faster of XLA's two, with gradients that suit it) or xla (XLA's default)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +249,7 @@ class Circumstances:
     sharpness_samples: Whole = 0
     """Training samples at whose loss the largest eigenvalue of the Hessian is measured at every such evaluation."""
     scan_epochs: bool | None = None
-    """Run a whole epoch in one compiled call; if not given, on accelerators only."""
+    """Run a whole epoch in one compiled call, which nothing interrupts; if not given, on accelerators only."""
 
 
 @dataclasses.dataclass(frozen=True)

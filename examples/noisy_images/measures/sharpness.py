@@ -102,8 +102,7 @@ def hessian_product(
 
         H v = sum over batches of  d/dt grad loss(w + t v, batch)  at t = 0
 
-    The products are computed in the parameters' own precision and summed up in float64. The loop over the batches is
-    outside of the compiled function: convolutions inside a compiled loop are slow on CPUs.
+    The products are computed in the parameters' own precision and summed up in float64.
 
     Args:
       loss: (params, batch) -> (); the function whose sum over the batches is meant. The same function again, at

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
+from .. import compilation
 from ..errors import UserError, unknown_name
+from . import convolution as _convolution
 from . import layers as _layers
 from .densenet import DenseNet
 from .resnet import ResNet
@@ -75,6 +77,7 @@ def create(
     dropout: float = 0.0,
     rematerialise: bool = False,
     dtype: str = "float32",
+    convolution: str = "auto",
 ) -> nnx.Module:
     """Build the network of a name, initialised from a seed.
 
@@ -93,6 +96,7 @@ def create(
       dropout: probability of dropping a unit in training; the paper has none.
       rematerialise: compute what stands inside a block again in the backward pass, and keep the blocks' inputs alone.
       dtype: compute dtype of convolutions and linear layers; parameters, BatchNorm and logits are float32.
+      convolution: ``"auto"``, on CPUs that of `convolution`, or ``"xla"``, JAX's own everywhere.
 
     Returns:
       A module, called as ``model(x, train, rngs=None)`` with x (B, H, W, C) normalised, and rngs an `nnx.Rngs` with a
@@ -107,6 +111,7 @@ def create(
         ("padding", padding, PADDINGS),
         ("initialisation", initialisation, INITIALISATIONS),
         ("compute dtype", dtype, DTYPES),
+        ("convolution", convolution, compilation.CONVOLUTIONS),
     ):
         if value not in known:
             raise unknown_name(kind, value, known)
@@ -129,5 +134,6 @@ def create(
         batch_norm_groups=batch_norm_groups,
         rematerialise=rematerialise,
         dtype=DTYPES[dtype],
+        convolve=_convolution.choose(convolution),
     )
     return model.build(layers, num_classes=num_classes, image_shape=image_shape, width=width, dropout=dropout)

@@ -157,6 +157,7 @@ class Layers:
     batch_norm_groups: int
     rematerialise: bool
     dtype: DTypeLike
+    convolve: Callable[..., jax.Array]
 
     @property
     def remat(self) -> Callable[[Callable], Callable]:
@@ -178,6 +179,7 @@ class Layers:
             use_bias=False,
             dtype=self.dtype,
             kernel_init=self.initialisation.convolution,
+            conv_general_dilated=self.convolve,
             rngs=self.rngs,
         )
 

@@ -35,8 +35,6 @@ def accumulate(
         add,
         jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums),
         parts,
-        # XLA on CPUs is slow at small convolutions inside a loop, so there the loop is written out.
-        unroll=jax.default_backend() == "cpu",
     )
     return total, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), of_samples)
 

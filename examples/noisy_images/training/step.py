@@ -135,6 +135,7 @@ def build(config: Config, spec: Spec, seed: int) -> nnx.Module:
         dropout=settings.dropout,
         rematerialise=config.training.rematerialise,
         dtype="bfloat16" if settings.precision == "bfloat16" else "float32",
+        convolution=settings.convolution,
     )
 
 
