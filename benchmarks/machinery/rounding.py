@@ -1,9 +1,9 @@
 """The same function in another arithmetic: TF32 operands on any device, or float64 throughout.
 
 A function is traced once, and what JAX traced is evaluated again operation by operation, with the operands of
-convolutions and matrix products rounded, or with every float32 made a float64, in the bodies of `jax.lax.scan` too. A
-gradient function holds its backward pass in what is traced, so both passes are covered alike, whatever model or
-optimizer is inside.
+convolutions and matrix products rounded, or with every float32 made a float64, in the bodies of `jax.lax.scan` and
+`jax.lax.while_loop` too. A gradient function holds its backward pass in what is traced, so both passes are covered
+alike, whatever model or optimizer is inside.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -104,6 +104,8 @@ def _evaluate(closed: Any, arguments: Sequence[Any], evaluate: Evaluate, convert
             results = _evaluate(equation.params[_CALLS[equation.primitive.name]], operands, evaluate, convert)
         elif equation.primitive.name == "scan":
             results = _scan(equation.params, operands, evaluate, convert)
+        elif equation.primitive.name == "while":
+            results = _while(equation.params, operands, evaluate, convert)
         elif any(inner.primitive in _MULTIPLYING for inner in _inner_equations(equation)):
             raise NotImplementedError(f"a convolution or a matrix product inside {equation.primitive.name}")
         else:
@@ -127,6 +129,17 @@ def _scan(parameters: dict[str, Any], operands: list[jax.Array], evaluate: Evalu
     options = {name: parameters[name] for name in ("length", "reverse", "unroll")}
     carry, results = jax.lax.scan(body, initial, stacked, **options)
     return [*carry, *results]
+
+
+def _while(parameters: dict[str, Any], operands: list[jax.Array], evaluate: Evaluate, convert: Callable) -> list[Any]:
+    # Operands are constants of the condition, those of the body, then what is carried.
+    first, last = parameters["cond_nconsts"], parameters["cond_nconsts"] + parameters["body_nconsts"]
+    of_condition, of_body, initial = operands[:first], operands[first:last], operands[last:]
+    return jax.lax.while_loop(
+        lambda carry: _evaluate(parameters["cond_jaxpr"], [*of_condition, *carry], evaluate, convert)[0],
+        lambda carry: _evaluate(parameters["body_jaxpr"], [*of_body, *carry], evaluate, convert),
+        initial,
+    )
 
 
 def _inner_equations(equation: core.JaxprEqn) -> Iterator[core.JaxprEqn]:

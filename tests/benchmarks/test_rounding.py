@@ -116,14 +116,30 @@ def test_a_scan_is_evaluated_like_what_it_repeats():
         np.testing.assert_allclose(exact, np.asarray(xs, float).sum(0), rtol=1e-15)
 
 
+def test_a_loop_is_evaluated_until_its_condition_says_so():
+    def multiplied(x, most, factor):
+        """Return x times the factor until it is above `most`, and how often."""
+        return jax.lax.while_loop(
+            lambda state: state[0][0, 0] <= most, lambda state: (state[0] @ factor, state[1] + 1), (x, 0)
+        )
+
+    x = jnp.float32(1 + UNIT / 4).reshape(1, 1)
+    found, steps = rounding.with_tf32_operands(multiplied)(x, jnp.float32(1.5), 2 * x)
+    assert (float(found[0, 0]), int(steps)) == (2.0, 1)
+    with jax.enable_x64(True):
+        exact, steps = rounding.in_float64(multiplied)(x, jnp.float32(1.5), 2 * x)
+        assert exact.dtype == np.float64 and int(steps) == 1
+        assert float(exact[0, 0]) == 2 * (1 + UNIT / 4) ** 2
+
+
 # Without 64 bits JAX says that it rounds, which is what the refusal here is about.
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64:UserWarning")
 def test_what_cannot_be_done_is_said():
-    def looped(x):
-        return jax.lax.while_loop(lambda y: y[0, 0] < 2, lambda y: 2 * (y @ y), x)
+    def branching(x):
+        return jax.lax.cond(x[0, 0] < 2, lambda y: y @ y, lambda y: y, x)
 
     with pytest.raises(NotImplementedError, match="a matrix product inside"):
-        rounding.with_tf32_operands(looped)(jnp.eye(2))
+        rounding.with_tf32_operands(branching)(jnp.eye(2))
     with pytest.raises(NotImplementedError, match="reduce_precision of float32"):
         rounding.in_float64(lambda x: jax.lax.reduce_precision(x, 8, 10))(jnp.float32(1))
 
