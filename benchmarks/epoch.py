@@ -2,8 +2,8 @@
 
     python -m benchmarks.epoch --precision bfloat16
 
-An epoch goes through the program's own trainer on random images, as a scan over its steps in one call or as a loop of
-calls, and is followed by the evaluation of the test set and of the training set. From their medians 200 epochs are
+An epoch goes through the program's own trainer on random images, as a scan over its steps in one call, as a loop of
+calls of one step each, or by the program's default (the scan, and on CPUs a loop of calls of some steps), and is followed by the evaluation of the test set and of the training set. From their medians 200 epochs are
 extrapolated, with the test set evaluated after every epoch: an extrapolation, not a run.
 
 Several seeds in one program are the same step under `jax.vmap`, over as many states; against it the same states take
@@ -11,6 +11,7 @@ their steps one after another.
 """
 
 import argparse
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from examples.noisy_images.training.step import State, epoch_order
 from examples.noisy_images.training.trainer import MATMUL_PRECISION, Trainer
 
 EPOCHS = 200
+# What the program is configured by.
+LOOPS = {"scan": True, "loop": False, "default": None}
 ONE_PROGRAM, ONE_AFTER_ANOTHER = "in one program", "one after another"
 
 
@@ -46,7 +49,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "cpu": Size("small_cnn", 1.0, 64, "float32", 1024, 500, ("loop", "scan"), 1),
+    "cpu": Size("small_cnn", 1.0, 64, "float32", 1024, 500, ("default", "loop", "scan"), 1),
     "gpu": Size("resnet18", 1.0, 128, "bfloat16", 50_000, 10_000, ("scan", "loop"), 20),
 }
 
@@ -109,7 +112,7 @@ def _time_parts(
         if loop != args.loops[0] and budget.remaining() < first_s[args.loops[0]]:
             continue
         command.progress(f"{loop}: first epoch, with compilation")
-        trainer = workload.trainer(replace(config, scan_epochs=loop == "scan"), images)
+        trainer = workload.trainer(replace(config, scan_epochs=LOOPS[loop]), images)
         subjects[loop] = _epoch(trainer)
         if loop == args.loops[0]:
             evaluated = trainer
@@ -134,14 +137,16 @@ def measure_seeds(config: Config, args: argparse.Namespace, budget: timing.Budge
     """Time the steps of several seeds in one program and one after another."""
     work = workload.Workload(config, args.steps_per_call)
     functions, count = work.trainer.functions, args.seeds
-    step = functions.train_step if args.steps_per_call == 1 else functions.train_epoch
+    step = compilation.uncompiled(functions.train_step)
+    if args.steps_per_call > 1:
+        step = functools.partial(compilation.uncompiled(functions.train_steps), steps=args.steps_per_call)
     seeds = jnp.arange(count, dtype=jnp.uint32)
     orders = jnp.stack([epoch_order(seed, 0, len(work.order)) for seed in seeds])
     states = [functions.create(seed) for seed in range(count)]
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     command.progress(f"compiling {count} seeds in one program")
     with jax.default_matmul_precision(MATMUL_PRECISION[config.network.precision]):
-        vectorised = jax.vmap(compilation.uncompiled(step), in_axes=(0, 0, None, 0))
+        vectorised = jax.vmap(step, in_axes=(0, 0, None, 0))
         options = compilation.options(config.network.convolution)
         all_at_once = jax.jit(vectorised, donate_argnums=0, compiler_options=options)
         compiled = all_at_once.lower(together, seeds, work.images, orders).compile()
@@ -194,7 +199,7 @@ def report(results: dict[str, Any]) -> str:
     rows = []
     for name, part in parts.items():
         share = f"{part['share_of_peak']:.1%}" if "share_of_peak" in part else ""
-        what = f"epoch, {name}" if name in ("scan", "loop") else f"evaluating the {name}"
+        what = f"epoch, {name}" if name in LOOPS else f"evaluating the {name}"
         rows.append((what, tables.milliseconds(part), f"{1e3 * part['first_s']:.0f}", share))
     lines += [*tables.table(("part", "ms (quartiles)", "first call, ms", "of the peak"), rows), ""]
     run, compiled = results["extrapolated"].values()
@@ -218,7 +223,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--method", choices=workload.METHODS, default="saner", metavar="METHOD", help="(saner)")
     parser.add_argument("--train", type=command.at_least_one, help="training images (on CPUs 1024, else 50000)")
     parser.add_argument("--test", type=command.at_least_one, help="test images (on CPUs 500, else 10000)")
-    parser.add_argument("--loops", nargs="+", choices=("scan", "loop"), help="the first is extrapolated (both)")
+    parser.add_argument("--loops", nargs="+", choices=LOOPS, help="the first is extrapolated (on CPUs all)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds in one program (3); 0: none")
     parser.add_argument("--steps-per-call", type=command.at_least_one, help="of the seeds (on CPUs 1, else 20)")
     parser.add_argument("--rounds", type=command.at_least_one, default=10, help="timed epochs (10)")

@@ -208,11 +208,13 @@ class Workload:
 
     def compile(self) -> Compiled:
         """Trace and compile one call."""
-        functions = self.trainer.functions
-        function = functions.train_step if self.steps_per_call == 1 else functions.train_epoch
+        functions, arguments = self.trainer.functions, (self.state, self.seed, self.images, self.order)
         start = time.perf_counter()
         with jax.default_matmul_precision(MATMUL_PRECISION[self.config.network.precision]):
-            lowered = function.lower(self.state, self.seed, self.images, self.order)
+            if self.steps_per_call == 1:
+                lowered = functions.train_step.lower(*arguments)
+            else:
+                lowered = functions.train_steps.lower(*arguments, steps=self.steps_per_call)
         traced = time.perf_counter()
         executable = lowered.compile()
         return Compiled(executable, traced - start, time.perf_counter() - traced)

@@ -72,10 +72,10 @@ def test_memory_probe_says_what_the_device_counts(capsys, toy):
 def test_epoch(tmp_path, capsys, toy):
     sizes = ["--train", "12", "--test", "6", "--rounds", "3", "--seeds", "2"]
     results, printed = run(epoch, [*toy, *sizes], tmp_path, capsys)
-    assert set(results["parts"]) == {"loop", "test set", "training set"}
+    assert set(results["parts"]) == {"default", "loop", "scan", "test set", "training set"}
     assert results["setting"]["steps"] == 3
     run_, compiled = results["extrapolated"].values()
-    slowest = results["parts"]["loop"]["median_s"] + results["parts"]["test set"]["median_s"]
+    slowest = results["parts"]["default"]["median_s"] + results["parts"]["test set"]["median_s"]
     assert run_["median"] == pytest.approx(200 * slowest / 60, rel=0.5)
     assert compiled["median"] > run_["median"]
     # The targets are about another network.

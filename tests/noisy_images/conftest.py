@@ -80,7 +80,7 @@ def eager():
 
     def make(trainer):
         functions = trainer._functions
-        names = ("train_step", "train_epoch", "train_batch", "evaluate")
+        names = ("train_step", "train_steps", "train_batch", "evaluate")
         trainer._functions = functions._replace(**{name: getattr(functions, name).__wrapped__ for name in names})
         return trainer
 

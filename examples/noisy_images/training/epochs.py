@@ -125,12 +125,13 @@ def train_to_the_end(trainer: Trainer, prepared: Prepared, folder: Path, resume:
 
 
 def _train_epoch(trainer: Trainer, journal: Journal, stop_requested: Any) -> None:
+    waits = max(8 // trainer.steps_per_call, 2)
     for calls, step in enumerate(trainer.train_epoch(stop_requested)):
-        # Now and then wait for the device, so that the display, and a request to stop, keep up with it; one step
+        # Now and then wait for the device, so that the display, and a request to stop, keep up with it; one call
         # behind, so that it has something to do meanwhile.
-        if calls % 8 == 6:
-            reached = jnp.copy(trainer.state.step)  # the state itself is handed on to the next step
-        if calls % 8 == 7:
+        if calls % waits == waits - 2:
+            reached = jnp.copy(trainer.state.step)  # the state itself is handed on to the next call
+        if calls % waits == waits - 1:
             jax.block_until_ready(reached)
         journal.step(step)
 

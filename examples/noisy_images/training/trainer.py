@@ -27,6 +27,11 @@ EVALUATION_BATCH = 500
 MATMUL_PRECISION = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 
 
+# Steps of a call on CPUs, at most: temporary memory, whose pages cost there, is taken once a call, and nothing stops a
+# call half-way.
+STEPS_PER_CALL = 8
+
+
 class Functions(NamedTuple):
     """The compiled functions of a run; they do not depend on its seed.
 
@@ -36,8 +41,8 @@ class Functions(NamedTuple):
     create: Callable[[int], State]
     train_step: Callable[..., State]
     """(state, seed, images, order) -> state, for a split on the device."""
-    train_epoch: Callable[..., State]
-    """(state, seed, images, order) -> state, a whole epoch in one call."""
+    train_steps: Callable[..., State]
+    """(state, seed, images, order, steps=number) -> state, several steps in one call."""
     train_batch: Callable[..., State]
     """(state, seed, batch images, batch labels) -> state, for streamed images."""
     take: Callable[[Images, jax.Array], Images]
@@ -73,8 +78,7 @@ class Trainer:
         # What the compiled functions see: runs that differ in the rest alone share them.
         compiled = Config(network=config.network, optimizer=config.optimizer, training=config.training)
         self._functions = compiled_functions(compiled, spec, mesh)
-        scan = config.circumstances.scan_epochs
-        self.scan_epochs = jax.default_backend() != "cpu" if scan is None else scan
+        self.steps_per_call = _steps_per_call(config.circumstances.scan_epochs, self.steps_per_epoch)
         self._seed = devices.replicate(mesh, jnp.asarray(config.seed, jnp.uint32))
         self._on_device: dict[int, Images] = {}
         check_memory(dataset)
@@ -141,11 +145,12 @@ class Trainer:
             : self.steps_per_epoch * self.config.training.batch_size
         ]
         order = devices.replicate(self.mesh, order)
-        if self.scan_epochs and done == 0:
-            yield lambda state: functions.train_epoch(state, self._seed, on_device, order), self.steps_per_epoch
-            return
-        for _ in range(done, self.steps_per_epoch):
-            yield lambda state: functions.train_step(state, self._seed, on_device, order), 1
+        while done < self.steps_per_epoch:
+            # A run that was stopped under other circumstances takes single steps to where a call begins.
+            steps = self.steps_per_call if done % self.steps_per_call == 0 else 1
+            advance = functions.train_step if steps == 1 else functools.partial(functions.train_steps, steps=steps)
+            yield lambda state, advance=advance: advance(state, self._seed, on_device, order), steps
+            done += steps
 
     def analyse_gradients(self) -> gradient_analysis.Analysis:
         """Analyse the gradients of the coming epoch's first batches at the current weights; changes nothing.
@@ -275,6 +280,13 @@ def check_memory(dataset: data.Dataset) -> None:
         )
 
 
+def _steps_per_call(scan: bool | None, of_epoch: int) -> int:
+    """Return how many steps a call takes, a divisor of those of an epoch: all, one, or on CPUs some."""
+    if scan is None and jax.default_backend() == "cpu":
+        return next(steps for steps in range(STEPS_PER_CALL, 0, -1) if of_epoch % steps == 0)
+    return 1 if scan is False else of_epoch
+
+
 @functools.lru_cache(maxsize=8)
 def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> Functions:
     """Jit everything that runs on the devices: the functions of `step`, for one setup and one row of devices."""
@@ -290,11 +302,11 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
     def train_step(state: State, seed: jax.Array, split: Images, order: jax.Array) -> State:
         return train_batch(state, seed, *step.take(split, step.batch_positions(setup, state.step, order)))
 
-    def train_epoch(state: State, seed: jax.Array, split: Images, order: jax.Array) -> State:
+    def train_steps(state: State, seed: jax.Array, split: Images, order: jax.Array, steps: int) -> State:
         def body(state: State, _: None) -> tuple[State, None]:
             return train_step(state, seed, split, order), None
 
-        return jax.lax.scan(body, state, length=spec.steps_per_epoch)[0]
+        return jax.lax.scan(body, state, length=steps)[0]
 
     def evaluate(network: Network, images: jax.Array, labels: jax.Array) -> Evaluation:
         return step.evaluate(setup, network, Images(images, labels))
@@ -316,7 +328,7 @@ def compiled_functions(config: Config, spec: Spec, mesh: jax.sharding.Mesh) -> F
     return Functions(
         create=initialise,
         train_step=training(train_step),
-        train_epoch=training(train_epoch),
+        train_steps=training(train_steps, static_argnames="steps"),
         train_batch=training(train_batch),
         take=jit(step.take, out_shardings=sharded),
         evaluate=jit(evaluate, out_shardings=replicated),

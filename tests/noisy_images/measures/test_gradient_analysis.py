@@ -30,7 +30,15 @@ ALIGNMENTS = {
 }
 # BatchNorm, dropout and augmentation, so that each of them can go wrong.
 CONFIG = configure(
-    model="normalised", method="sgd", dropout=0.3, batch_size=8, epochs=4, rho=0.2, seed=5, analyse_batches=2
+    model="normalised",
+    method="sgd",
+    dropout=0.3,
+    batch_size=8,
+    epochs=4,
+    rho=0.2,
+    seed=5,
+    analyse_batches=2,
+    scan_epochs=False,
 )
 
 
@@ -313,6 +321,7 @@ def run_config(npz):
         batch_size=8,
         epochs=3,
         rho=0.2,
+        scan_epochs=False,
         analyse_batches=2,
     )
 

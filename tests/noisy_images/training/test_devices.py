@@ -35,6 +35,7 @@ NORMALISED = configure(
     learning_rate=0.07,
     weight_decay=0.01,
     seed=5,
+    scan_epochs=False,
 )
 PLAIN = replace(NORMALISED, model="plain64", augment=False, dropout=0.0)
 

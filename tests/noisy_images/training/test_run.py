@@ -38,6 +38,7 @@ def config(npz):
         holdout=0.25,
         evaluate_every=3,
         rho=0.2,
+        scan_epochs=False,
     )
 
 

@@ -19,7 +19,7 @@ from examples.noisy_images.errors import UserError
 from examples.noisy_images.models import layers
 from examples.noisy_images.training import companions, methods
 from examples.noisy_images.training.step import running_metrics
-from examples.noisy_images.training.trainer import Trainer, check_memory
+from examples.noisy_images.training.trainer import Trainer, _steps_per_call, check_memory
 
 # Everything random switched on; settings without a round number, so that none can be mistaken for another.
 MLP = configure(
@@ -35,6 +35,7 @@ MLP = configure(
     momentum=0.8,
     weight_decay=0.01,
     seed=5,
+    scan_epochs=False,
 )
 NORMALISED = replace(MLP, model="normalised")
 
@@ -240,14 +241,32 @@ def test_co_teaching_compiles_once_while_its_count_moves(tiny, train):
     assert len(trainer.state.networks) == 2 and len(shapes) == 1
 
 
+@pytest.mark.parametrize(
+    ("scan", "device", "of_epoch", "steps"),
+    [
+        (None, "cpu", 390, 6),
+        (None, "cpu", 56, 8),
+        (None, "cpu", 5, 5),
+        (None, "cpu", 61, 1),
+        (None, "gpu", 61, 61),
+        (True, "cpu", 61, 61),
+        (False, "gpu", 56, 1),
+    ],
+)
+def test_the_steps_of_a_call_divide_an_epoch(scan, device, of_epoch, steps, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: device)
+    assert _steps_per_call(scan, of_epoch) == steps
+
+
 @pytest.mark.slow
-def test_a_scanned_epoch_is_the_loop_over_its_steps(tiny, train):
+@pytest.mark.parametrize("scan", [True, None])
+def test_steps_in_one_call_are_the_loop_over_them(scan, tiny, train):
     dataset = tiny()
-    looped = train(replace(MLP, scan_epochs=False), dataset, steps=6, jit=True)
-    scanned = Trainer(replace(MLP, scan_epochs=True), dataset)
+    looped = train(MLP, dataset, steps=6, jit=True)
+    scanned = Trainer(replace(MLP, scan_epochs=scan), dataset)
     assert [list(scanned.train_epoch()) for _ in range(2)] == [[3], [6]]
     assert_close(scanned.state, looped.state, rtol=1e-4)
-    # An epoch that was left half-way is finished step by step.
+    # What was left half-way in a call is finished step by step.
     scanned.state = train(MLP, dataset, steps=4, jit=True).state
     assert list(scanned.train_epoch()) == [5, 6]
     assert_close(scanned.state, looped.state, rtol=1e-4)
