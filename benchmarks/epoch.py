@@ -3,8 +3,9 @@
     python -m benchmarks.epoch --precision bfloat16
 
 An epoch goes through the program's own trainer on random images, as a scan over its steps in one call, as a loop of
-calls of one step each, or by the program's default (the scan, and on CPUs a loop of calls of some steps), and is followed by the evaluation of the test set and of the training set. From their medians 200 epochs are
-extrapolated, with the test set evaluated after every epoch: an extrapolation, not a run.
+calls of one step each, or by the program's default (the scan, and on CPUs a loop of calls of some steps), and is
+followed by the evaluation of the test set and of the training set. From their medians 200 epochs are extrapolated, with
+the test set evaluated after every epoch: an extrapolation, not a run.
 
 Several seeds in one program are the same step under `jax.vmap`, over as many states; against it the same states take
 their steps one after another.
