@@ -138,9 +138,8 @@ def measure_seeds(config: Config, args: argparse.Namespace, budget: timing.Budge
     """Time the steps of several seeds in one program and one after another."""
     work = workload.Workload(config, args.steps_per_call)
     functions, count = work.trainer.functions, args.seeds
-    step = compilation.uncompiled(functions.train_step)
-    if args.steps_per_call > 1:
-        step = functools.partial(compilation.uncompiled(functions.train_steps), steps=args.steps_per_call)
+    function, number = functions.of_steps(args.steps_per_call)
+    step = functools.partial(compilation.uncompiled(function), **number)
     seeds = jnp.arange(count, dtype=jnp.uint32)
     orders = jnp.stack([epoch_order(seed, 0, len(work.order)) for seed in seeds])
     states = [functions.create(seed) for seed in range(count)]

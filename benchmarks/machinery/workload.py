@@ -208,13 +208,10 @@ class Workload:
 
     def compile(self) -> Compiled:
         """Trace and compile one call."""
-        functions, arguments = self.trainer.functions, (self.state, self.seed, self.images, self.order)
+        function, number = self.trainer.functions.of_steps(self.steps_per_call)
         start = time.perf_counter()
         with jax.default_matmul_precision(MATMUL_PRECISION[self.config.network.precision]):
-            if self.steps_per_call == 1:
-                lowered = functions.train_step.lower(*arguments)
-            else:
-                lowered = functions.train_steps.lower(*arguments, steps=self.steps_per_call)
+            lowered = function.lower(self.state, self.seed, self.images, self.order, **number)
         traced = time.perf_counter()
         executable = lowered.compile()
         return Compiled(executable, traced - start, time.perf_counter() - traced)

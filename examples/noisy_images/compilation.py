@@ -32,7 +32,12 @@ _OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE,
 
 def options(convolution: str = "auto") -> dict[str, str] | None:
     """Return the `compiler_options` of `jax.jit`; ``"xla"`` leaves convolutions to whatever is XLA's default."""
-    return dict(_OPTIONS) if convolution == "auto" and jax.default_backend() == "cpu" and _are_known() else None
+    return dict(_OPTIONS) if improves(convolution) and _are_known() else None
+
+
+def improves(convolution: str) -> bool:
+    """Return whether convolutions are other than the defaults of XLA and JAX: where it is asked for, on CPUs."""
+    return convolution == "auto" and jax.default_backend() == "cpu"
 
 
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -34,7 +34,7 @@ class Ours:
             alpha=problem.alpha,
             alpha_ramp=0.0,
         )
-        self._calls: dict[str, tuple[Any, int]] = {}
+        self._calls: dict[str, Any] = {}
 
     def describe(self) -> dict[str, Any]:
         """Return what this side runs."""
@@ -42,15 +42,14 @@ class Ours:
 
     def prepare(self, method: str) -> None:
         """Compile the step of a method."""
-        steps, config = self._problem.steps, replace(self._config, method=method)
-        work = workload.Workload(config, steps, (self._problem.side, self._problem.side, 3))
-        self._calls[method] = (work.repeated(work.compile()), steps)
+        config, side = replace(self._config, method=method), self._problem.side
+        work = workload.Workload(config, self._problem.steps, (side, side, 3))
+        self._calls[method] = work.repeated(work.compile())
 
     def run(self, method: str, steps: int) -> None:
         """Take steps and wait for them."""
-        call, steps_per_call = self._calls[method]
-        for _ in range(steps // steps_per_call):
-            call()
+        for _ in range(steps // self._problem.steps):
+            self._calls[method]()
 
     def first(self) -> dict[str, np.ndarray]:
         """Return the tensors that a run starts from."""

@@ -23,13 +23,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .. import compilation
+
 _CHANNELS_LAST = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 
 def choose(name: str) -> Callable[..., jax.Array]:
     """Return the convolution of a name: ``"xla"``, which is JAX's, or ``"auto"``, which is the one here on CPUs."""
-    here = name == "auto" and jax.default_backend() == "cpu"
-    return conv_general_dilated if here else lax.conv_general_dilated
+    return conv_general_dilated if compilation.improves(name) else lax.conv_general_dilated
 
 
 def conv_general_dilated(
@@ -94,7 +95,7 @@ class _Window(NamedTuple):
     precision: Any
 
     def convolve(self, images: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _channels_last(images, kernel, self.padding, window_strides=self.strides, precision=self.precision)
+        return _channels_last(images, kernel, self.padding, self.strides, precision=self.precision)
 
     def images_gradient(self, images: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
         """Return the gradient of the images, (B, H, W, C)."""
@@ -121,9 +122,10 @@ class _Window(NamedTuple):
         return zip(images.shape[1:3], kernel.shape[:2], self.padding, extents, strict=True)
 
 
-def _channels_last(images: jax.Array, kernel: jax.Array, padding: Any, **further: Any) -> jax.Array:
-    further = {"window_strides": (1, 1), **further}
-    return lax.conv_general_dilated(images, kernel, padding=padding, dimension_numbers=_CHANNELS_LAST, **further)
+def _channels_last(
+    images: jax.Array, kernel: jax.Array, padding: Any, strides: Sequence[int] = (1, 1), **further: Any
+) -> jax.Array:
+    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=_CHANNELS_LAST, **further)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

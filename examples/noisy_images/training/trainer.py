@@ -55,6 +55,10 @@ class Functions(NamedTuple):
     analyse: Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
     """(network, seed, step, batch images, batch labels, noisy ones) -> what `gradient_analysis.measure` returns."""
 
+    def of_steps(self, steps: int) -> tuple[jax.stages.Wrapped, dict[str, int]]:
+        """Return the function that takes so many steps in one call, and the keywords that say so."""
+        return (self.train_step, {}) if steps == 1 else (self.train_steps, {"steps": steps})
+
 
 class Trainer:
     """Train one configuration on one data set whose labels already are the noisy ones."""
@@ -148,7 +152,8 @@ class Trainer:
         while done < self.steps_per_epoch:
             # A run that was stopped under other circumstances takes single steps to where a call begins.
             steps = self.steps_per_call if done % self.steps_per_call == 0 else 1
-            advance = functions.train_step if steps == 1 else functools.partial(functions.train_steps, steps=steps)
+            function, number = functions.of_steps(steps)
+            advance = functools.partial(function, **number)
             yield lambda state, advance=advance: advance(state, self._seed, on_device, order), steps
             done += steps
 
